@@ -1,0 +1,82 @@
+"""What models are given and what they must give back.
+
+B requests, L history, C candidates, D width, N items, F item statistics, G user statistics.
+Histories are right-padded and stored oldest first; candidates are right-padded; id 0 is padding; `lengths` are the only source of masks.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class _Batch:
+    """Moves every tensor of a dataclass at once."""
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, kw_only=True)
+class History(_Batch):
+    """What each user did, oldest first: `history.items_BL[b, :history.lengths_B[b]]`; zeros after it."""
+
+    items_BL: Tensor  # int64 [B, L], dense item ids
+    categories_BL: Tensor  # int64 [B, L], dense category ids, 0 unknown
+    actions_BL: Tensor  # int64 [B, L], dense action ids, from 1
+    times_BL: Tensor  # int64 [B, L], UTC microseconds
+    lengths_B: Tensor  # int64 [B], 0..L
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates(_Batch):
+    """The candidate set of each request: `candidates.items_BC[b, :candidates.lengths_B[b]]`; zeros after it."""
+
+    items_BC: Tensor  # int64 [B, C]
+    categories_BC: Tensor  # int64 [B, C]
+    statistics_BCF: Tensor  # float32 [B, C, F], longtrail.statistics.item_features
+    lengths_B: Tensor  # int64 [B]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context(_Batch):
+    """What is known of each request beside history and candidates."""
+
+    statistics_BG: Tensor  # float32 [B, G], longtrail.statistics.user_features
+    times_B: Tensor  # int64 [B], UTC microseconds: the request's own time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Vocabulary sizes, padding excluded: ids run from 1 to these."""
+
+    items: int
+    categories: int
+    actions: int
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """Scores a whole candidate set against one history, without tiling the history."""
+
+    def __call__(self, history: History, candidates: Candidates, context: Context) -> Tensor:
+        """Logits [B, C] of P(click); what stands in padded places is undefined and must be masked by the caller."""
+        ...
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """Scores every item of the catalogue as the inner product of a user vector and an item vector."""
+
+    def user_vectors(self, history: History) -> Tensor:
+        """[B, D]: the user after their whole history. Defined (no NaN) for an empty history too."""
+        ...
+
+    def item_vectors(self) -> Tensor:
+        """[N + 1, D]: row i is item i; row 0 (padding) is zeros."""
+        ...
+
+
+Json = dict[str, Any]

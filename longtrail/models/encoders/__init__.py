@@ -1,0 +1,1 @@
+"""Sequence encoders: a history to a user vector."""

@@ -1,0 +1,1 @@
+"""Item embeddings: the table of items, dense or compressed."""

@@ -1,0 +1,1 @@
+"""Rankers: history and candidates to click logits."""
