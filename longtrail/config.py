@@ -88,8 +88,13 @@ class WorldDataset(Settings):
     users: Positive = 1_000
     items: Positive = 2_000
     categories: Positive = 20
-    events_per_user: Positive = 100
-    slate: Positive = 5
+    events_per_user: Positive = Field(100, description="organic events of an average user; users differ")
+    slate: Positive = Field(5, description="items shown in a request")
+    requests_per_user: Positive = Field(20, description="lists shown to an average user")
+    candidates: Positive = Field(20, description="items the logging policy chooses a list from")
+    logger_temperature: PositiveFloat = Field(1.0, description="Plackett-Luce temperature of the logging policy")
+    click_logit: float = Field(-1.5, description="logit of P(click) for an average examined item: sets the world's click rate")
+    stop_after_click: Share = Field(0.0, description="P(the user leaves the list after a click): 0 independent positions, 1 a cascade")
     seed: int = 0
 
 

@@ -174,6 +174,16 @@ QUARANTINE = Table(
     ),
 )
 
+CANDIDATES = Table(
+    name="candidates",
+    row="an item that the logging policy could have shown in a request (an optional table: only logs that recorded them have it)",
+    columns=(
+        Column(name="request_id", kind=Kind.STRING, meaning="the list (slate), as in impressions"),
+        _item_id(),
+    ),
+    key=("request_id", "item_id"),
+)
+
 TABLES = (INTERACTIONS, IMPRESSIONS, ITEMS, USERS, QUARANTINE)
 
 # Point-in-time statistics: counts over rows available strictly before the moment they are asked for.
