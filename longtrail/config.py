@@ -246,9 +246,9 @@ class StageSelection(Settings):
 
 
 class SelectionSettings(Settings):
-    retrieval: StageSelection
-    ranking: StageSelection
-    incumbent: str = Field(description="the ranker in service: the A/B test asks whether the champion beats it")
+    retrieval: StageSelection = StageSelection(metric="ndcg@10", max_latency_ms=50, max_bytes=1e9)
+    ranking: StageSelection = StageSelection(metric="gauc", max_latency_ms=30, max_bytes=1e9)
+    incumbent: str = Field("popularity", description="the ranker in service: the A/B test asks whether the champion beats it")
 
 
 class ABTestSettings(Settings):
@@ -276,24 +276,49 @@ class ServingSettings(Settings):
 
 
 class PipelineSettings(Settings):
-    models: tuple[str, ...] = Field(description="the models of `models` that this run trains and compares")
+    models: tuple[str, ...] = Field(
+        ("popular_items", "sasrec", "popularity", "din", "sam"), description="the models of `models` that this run trains and compares"
+    )
+
+
+class ClusterSettings(Settings):
+    """How the compiled Kubeflow pipeline runs its steps."""
+
+    image: str = Field("longtrail:latest", description="the container image every step runs in")
+    parallelism: Positive = Field(2, description="models trained at the same time")
+    gpus: Count = Field(0, description="GPUs that each training step asks for")
+    gpu_type: str = "nvidia.com/gpu"
+    cpu: str = "2"
+    memory: str = "8G"
+    retries: Count = Field(2, description="times a step is tried again, after a back-off, when its pod fails")
+
+
+def _default_models() -> dict[str, "Model"]:
+    return {
+        "popular_items": PopularityRetrieverSettings(),
+        "sasrec": SASRecSettings(),
+        "popularity": PopularityRankerSettings(),
+        "din": DINSettings(),
+        "sam": SAMSettings(),
+    }
 
 
 class Config(Settings):
-    """The whole of params.yaml."""
+    """The whole of params.yaml. Every section has a default, so that a file may hold only what differs."""
 
-    dataset: Dataset
+    dataset: Dataset = MovieLensDataset()
     ingest: IngestSettings = IngestSettings()
     validation: ValidationSettings = ValidationSettings()
     features: FeatureSettings = FeatureSettings()
     split: SplitSettings = SplitSettings()
-    models: dict[str, Model]
-    pipeline: PipelineSettings
+    models: dict[str, Model] = Field(default_factory=_default_models)
+    pipeline: PipelineSettings = PipelineSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    selection: SelectionSettings
+    selection: SelectionSettings = SelectionSettings()
     ab_test: ABTestSettings = ABTestSettings()
     serving: ServingSettings = ServingSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Config":
