@@ -40,8 +40,8 @@ class Expectation:
 def schema_expectations(table: Table) -> Iterator[Expectation]:
     """What the schema says of a table: its columns in order, their types, bounds and values, and its key."""
 
-    def expect(name: str, type_: str, says: str, **arguments: Any) -> Expectation:
-        return Expectation(name=f"{table.name}.{name}", table=table.name, type=type_, arguments=arguments, says=says)
+    def expect(name: str, expectation: str, says: str, **arguments: Any) -> Expectation:
+        return Expectation(name=f"{table.name}.{name}", table=table.name, type=expectation, arguments=arguments, says=says)
 
     yield expect("columns", "expect_table_columns_to_match_ordered_list", f"the columns are {', '.join(table.names)}", column_list=list(table.names))
     for column in table.columns:

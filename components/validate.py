@@ -132,12 +132,12 @@ def _evaluate(expectations: list[Expectation], tables: Path, summary: dict[str, 
     import pandas as pd
 
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
+    context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
     context.delete_data_docs_site("local_site")
     store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())}
     index = {"class_name": "DefaultSiteIndexBuilder"}
     site = {"class_name": "SiteBuilder", "show_how_to_buttons": False, "site_index_builder": index, "store_backend": store}
-    context.add_data_docs_site("data_docs", site)
+    context.add_data_docs_site("data_docs", site)  # type: ignore[arg-type]
     source = context.data_sources.add_pandas("tables")
     outcomes: list[dict[str, Any]] = []
     for table in dict.fromkeys(e.table for e in expectations):
@@ -155,8 +155,9 @@ def _evaluate(expectations: list[Expectation], tables: Path, summary: dict[str, 
         checkpoint = context.checkpoints.add(gx.Checkpoint(name=table, validation_definitions=[definition]))
         run_result = checkpoint.run(batch_parameters={"dataframe": frame})
         (validated,) = run_result.run_results.values()
-        by_name = {r.expectation_config.meta["name"]: r for r in validated.results}
-        outcomes += [_outcome(e, by_name[e.name].to_json_dict()) for e in wanted]
+        answers: list[dict[str, Any]] = [dict(r.to_json_dict()) for r in validated.results]
+        by_name = {answer["expectation_config"]["meta"]["name"]: answer for answer in answers}
+        outcomes += [_outcome(e, by_name[e.name]) for e in wanted]
     context.build_data_docs()
     return outcomes
 
@@ -174,11 +175,12 @@ def _frame(parquet: Path) -> Any:
 
 def _configuration(expectation: Expectation) -> Any:
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+    from great_expectations.expectations.metadata_types import FailureSeverity
 
     return ExpectationConfiguration(
         type=expectation.type,
         kwargs=expectation.arguments,
-        severity=expectation.severity.value,
+        severity=FailureSeverity(expectation.severity.value),
         meta={"name": expectation.name, "notes": expectation.says},
     )
 

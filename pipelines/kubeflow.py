@@ -1,0 +1,104 @@
+"""The pipeline for Kubeflow: the same steps and edges as dvc.yaml. `python -m pipelines.kubeflow --help`."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+from kfp import compiler, dsl
+
+from components.command import run
+from longtrail.config import Config, load_config
+from longtrail.errors import ConfigError
+from longtrail.files import atomic_file
+from pipelines import steps
+
+# The sections of params.yaml that each step reads: the `params` of the stage of the same name in dvc.yaml.
+SECTIONS = {
+    "ingest": ("dataset", "ingest"),
+    "validate": ("validation", "split"),
+    "build_features": ("features", "split"),
+    "train": ("models", "pipeline", "training", "selection"),
+    "evaluate": ("evaluation",),
+    "select": ("selection", "models", "pipeline"),
+    "ab_test": ("ab_test",),
+    "package": ("serving",),
+}
+
+
+def settings_of(step: str, config: Config) -> dict[str, Any]:
+    """The sections that `step` reads, as plain values."""
+    return config.model_dump(mode="json", include=set(SECTIONS[step]), exclude_none=True)
+
+
+def build(config: Config) -> Any:
+    """The pipeline function, placed by `config.cluster` and with `config`'s other sections as the defaults of its parameters."""
+    cluster = config.cluster
+
+    @dsl.pipeline(name="longtrail", description="Raw log to an A/B-tested recommender, packaged as a Bento")
+    def longtrail(
+        models: list = list(config.pipeline.models),  # type: ignore[type-arg]  # noqa: B006
+        ingest_settings: dict = settings_of("ingest", config),  # type: ignore[type-arg]  # noqa: B008
+        validate_settings: dict = settings_of("validate", config),  # type: ignore[type-arg]  # noqa: B008
+        build_features_settings: dict = settings_of("build_features", config),  # type: ignore[type-arg]  # noqa: B008
+        train_settings: dict = settings_of("train", config),  # type: ignore[type-arg]  # noqa: B008
+        evaluate_settings: dict = settings_of("evaluate", config),  # type: ignore[type-arg]  # noqa: B008
+        select_settings: dict = settings_of("select", config),  # type: ignore[type-arg]  # noqa: B008
+        ab_test_settings: dict = settings_of("ab_test", config),  # type: ignore[type-arg]  # noqa: B008
+        package_settings: dict = settings_of("package", config),  # type: ignore[type-arg]  # noqa: B008
+    ) -> None:
+        ingested = steps.placed(steps.ingest(settings=ingest_settings), cluster)
+        tables = ingested.outputs["tables"]
+        validated = steps.placed(steps.validate(settings=validate_settings, tables=tables), cluster)
+        validation = validated.outputs["validation"]
+        built = steps.placed(steps.build_features(settings=build_features_settings, tables=tables, validation=validation), cluster)
+        features = built.outputs["features"]
+        with dsl.ParallelFor(items=models, parallelism=cluster.parallelism, name="models") as model_name:
+            trained = steps.train(settings=train_settings, model_name=model_name, features=features)
+            steps.placed(trained, cluster, gpu=True)
+            evaluated = steps.evaluate(settings=evaluate_settings, model=trained.outputs["model"], features=features)
+            steps.placed(evaluated, cluster)
+        selected = steps.placed(
+            steps.select(
+                settings=select_settings,
+                models=dsl.Collected(trained.outputs["model"]),
+                evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
+            ),
+            cluster,
+        )
+        champion = selected.outputs["champion"]
+        tested = steps.placed(steps.ab_test(settings=ab_test_settings, tables=tables, features=features, champion=champion), cluster)
+        with dsl.If(tested.outputs["Output"] == "win", name="the champion won"):
+            steps.placed(
+                steps.package(
+                    settings=package_settings,
+                    champion=champion,
+                    features=features,
+                    tables=tables,
+                    validation=validation,
+                    report=tested.outputs["report"],
+                ),
+                cluster,
+            )
+
+    return longtrail
+
+
+def compile_pipeline(
+    params: Annotated[Path, typer.Option(help="settings; its sections become the defaults of the pipeline's parameters")] = Path("params.yaml"),
+    out: Annotated[Path, typer.Option(help="output: the compiled pipeline")] = Path("build/pipeline.yaml"),
+) -> None:
+    """Compile the pipeline to the YAML that Kubeflow Pipelines runs."""
+    if out.suffix not in (".yaml", ".json"):
+        raise ConfigError(f"{out}: expected a name that ends in .yaml")
+    config = load_config(params)
+    with TemporaryDirectory() as folder:  # the compiler insists on a name that ends in .yaml
+        compiled = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(build(config), package_path=str(compiled))
+        with atomic_file(out) as aside:
+            aside.write_bytes(compiled.read_bytes())
+    print(f"{out}: compiled; upload it to Kubeflow Pipelines, or run it here: see docs/cluster.md")
+
+
+if __name__ == "__main__":
+    run(compile_pipeline)

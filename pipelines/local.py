@@ -1,0 +1,73 @@
+"""The pipeline on this machine: `dvc repro`, with what DVC cannot see looked after, and a summary at the end."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from components.command import run
+from components.summary import summarise
+from longtrail.config import load_config
+from longtrail.errors import LongtrailError
+from longtrail.files import atomic_file
+
+FINGERPRINT = Path("var/source-fingerprint")
+UP_TO_DATE = "Data and pipelines are up to date."
+
+
+class PipelineError(LongtrailError):
+    """A stage failed; its own message stands above."""
+
+
+def fingerprint(source: str) -> str:
+    """Names, sizes and times of the local files that `dataset.source` stands for; empty where it is the name of a public dataset."""
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    elif path.is_absolute():
+        files = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    else:
+        files = sorted(Path().glob(source))
+    return "".join(f"{file}\t{file.stat().st_size}\t{file.stat().st_mtime_ns}\n" for file in files)
+
+
+def repro(*arguments: str) -> bool:
+    """Run `dvc repro`, passing its output on. True if every stage was up to date. Raises PipelineError if a stage failed."""
+    command = [sys.executable, "-m", "dvc", "repro", *arguments]
+    idle = False
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            idle = idle or UP_TO_DATE in line
+            if "didn't change, skipping" not in line and not line.startswith("Use `dvc push`"):
+                print(line, end="", flush=True)
+    if process.returncode:
+        raise PipelineError("the pipeline stopped; the failing stage's message stands above. Mend its cause and run again: finished stages are kept")
+    return idle
+
+
+def local(params: Annotated[Path, typer.Option(help="settings")] = Path("params.yaml")) -> None:
+    """Run what is out of date of ingest, validate, build_features, train, evaluate, select, ab_test and package; then say what came out."""
+    started = time.monotonic()
+    config = load_config(params)
+    source = getattr(config.dataset, "source", "")
+    now = fingerprint(source)
+    known = FINGERPRINT.read_text(encoding="utf-8") if FINGERPRINT.is_file() else ""
+    if known and now != known:
+        print(f"{source} has changed since the last run: reading it again", flush=True)
+        repro("--force", "--single-item", "ingest")
+    idle = repro()
+    with atomic_file(FINGERPRINT) as aside:
+        aside.write_text(now, encoding="utf-8")
+    if idle:
+        print("Nothing has changed since the last run, so nothing was done.\n")
+    else:
+        print(f"\nThe pipeline ran in {time.monotonic() - started:.0f} s.\n")
+    summarise(Path("build"))
+
+
+if __name__ == "__main__":
+    run(local)
