@@ -1,0 +1,73 @@
+"""Intervals of metrics, clustered by user: a user's rows are not independent, so whole users are resampled.
+
+R replicates, U users, M metrics.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtrail.metrics import Contributions
+
+Key = TypeVar("Key")
+_BLOCK = 1 << 22  # counts held at a time (32 MB)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value with its confidence interval. None is undefined, and `reason` says why."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+
+    def json(self) -> dict[str, Any]:
+        plain: dict[str, Any] = {"value": self.value, "low": self.low, "high": self.high}
+        return plain if self.reason is None else {**plain, "reason": self.reason}
+
+
+def resample_counts(clusters: int, replicates: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Blocks [r, U] of how often each cluster is drawn in a replicate that draws U of U with replacement; r summed over blocks is R.
+
+    A function of the arguments alone, so that two models compared with the same seed are compared on the same users.
+    """
+    rng = np.random.default_rng(seed)
+    block = max(1, min(replicates, _BLOCK // max(clusters, 1)))
+    for start in range(0, replicates, block):
+        rows = min(block, replicates - start)
+        drawn = rng.integers(clusters, size=(rows, clusters)) + np.arange(rows)[:, None] * clusters
+        yield np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(np.float64)
+
+
+def resampled_sums(values_UM: NDArray[np.float64], *, replicates: int, seed: int) -> NDArray[np.float64]:
+    """[R, M]: column sums of `values_UM` over resampled users."""
+    if values_UM.shape[0] == 0 or values_UM.shape[1] == 0:
+        return np.zeros((replicates, values_UM.shape[1]))
+    return np.concatenate([counts_rU @ values_UM for counts_rU in resample_counts(len(values_UM), replicates, seed)])
+
+
+def intervals(metrics: Mapping[Key, Contributions], *, confidence: float = 0.95, replicates: int = 1_000, seed: int = 0) -> dict[Key, Estimate]:
+    """Percentile bootstrap interval of every metric, from one resampling shared by all.
+
+    All metrics must number the same U users. A replicate that draws no user of a small slice says nothing of it and is left out.
+    """
+    defined = {key: metric for key, metric in metrics.items() if metric.reason is None}
+    result = {key: Estimate(value=None, reason=metric.reason) for key, metric in metrics.items()}
+    if not defined:
+        return result
+    stacked_UM = np.stack([column for m in defined.values() for column in (m.numerators_U, m.denominators_U)], axis=1)
+    sums_RM = resampled_sums(stacked_UM, replicates=replicates, seed=seed)
+    tail = (1 - confidence) / 2
+    for index, (key, metric) in enumerate(defined.items()):
+        numerators_R, denominators_R = sums_RM[:, 2 * index], sums_RM[:, 2 * index + 1]
+        usable_R = denominators_R > 0
+        if metric.users < 2 or not usable_R.any():
+            result[key] = Estimate(value=metric.value, reason=f"no interval: {metric.users} user(s)")
+            continue
+        low, high = np.quantile(np.clip(numerators_R[usable_R] / denominators_R[usable_R], *metric.bounds), [tail, 1 - tail])
+        result[key] = Estimate(value=metric.value, low=float(low), high=float(high))
+    return result

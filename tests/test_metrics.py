@@ -1,0 +1,192 @@
+"""Every metric against a second implementation (scikit-learn, torchmetrics) or a slow loop; intervals against a plain bootstrap."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss as sklearn_log_loss
+from sklearn.metrics import ndcg_score, roc_auc_score
+from torchmetrics.functional.classification import binary_calibration_error
+from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_recall, retrieval_reciprocal_rank
+
+from longtrail import metrics
+from longtrail.bootstrap import intervals, resample_counts
+
+
+def rows(seed: int, n: int, users: int, levels: int):
+    """Random rows; few `levels` of score make many ties."""
+    rng = np.random.default_rng(seed)
+    users_n = rng.integers(users, size=n)
+    scores_n = rng.integers(-levels, levels + 1, size=n) / levels * 3
+    clicks_n = (rng.random(n) < metrics.sigmoid(scores_n)).astype(np.int8)
+    return users_n, clicks_n, scores_n
+
+
+def slow_auc(clicks, scores):
+    wins = [(a > b) + 0.5 * (a == b) for a in scores[clicks == 1] for b in scores[clicks == 0]]
+    return float(np.mean(wins)) if wins else None
+
+
+def slow_gauc(users, clicks, scores):
+    parts = [(slow_auc(clicks[users == u], scores[users == u]), (users == u).sum()) for u in np.unique(users)]
+    parts = [(a, n) for a, n in parts if a is not None]
+    return sum(a * n for a, n in parts) / sum(n for _, n in parts) if parts else None
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+def test_ranking_metrics_equal_a_second_implementation(seed, levels):
+    users, clicks, scores = rows(seed, n=5 + 13 * seed, users=1 + seed, levels=levels)
+    probabilities = metrics.sigmoid(scores)
+    assert metrics.gauc(users * 7 + 3, clicks, scores) == pytest.approx(slow_gauc(users, clicks, scores))
+    if 0 < clicks.sum() < len(clicks):
+        assert metrics.auc(clicks, scores) == pytest.approx(roc_auc_score(clicks, scores))
+    assert metrics.log_loss(clicks, scores) == pytest.approx(sklearn_log_loss(clicks, probabilities, labels=[0, 1]))
+    expected = binary_calibration_error(torch.tensor(probabilities), torch.tensor(clicks).long(), n_bins=15, norm="l1")
+    assert metrics.ece(clicks, probabilities) == pytest.approx(float(expected), abs=1e-6)
+    if clicks.any():
+        assert metrics.calibration_ratio(clicks, probabilities) == pytest.approx(probabilities.sum() / clicks.sum())
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_retrieval_metrics_equal_a_second_implementation(seed, k):
+    rng = np.random.default_rng(seed)
+    scores = rng.permuted(np.tile(np.arange(1.0, 13.0), (7, 1)), axis=1)  # torchmetrics takes no score <= 0 for a hit
+    targets = rng.integers(12, size=7)
+    truth = np.eye(12)[targets]
+    ranks = 13 - scores[np.arange(7), targets].astype(np.int64)
+    found = metrics.retrieval_metrics(ranks, [k])
+    pairs = [(torch.tensor(s), torch.tensor(t).long()) for s, t in zip(scores, truth, strict=True)]
+    assert found[f"ndcg@{k}"] == pytest.approx(ndcg_score(truth, scores, k=k))
+    assert found[f"ndcg@{k}"] == pytest.approx(np.mean([retrieval_normalized_dcg(s, t, top_k=k) for s, t in pairs]))
+    assert found[f"recall@{k}"] == pytest.approx(np.mean([retrieval_recall(s, t, top_k=k) for s, t in pairs]))
+    assert found["mrr"] == pytest.approx(np.mean([retrieval_reciprocal_rank(s, t) for s, t in pairs]))
+
+
+def test_a_target_that_can_never_be_found_is_a_miss():
+    assert metrics.retrieval_metrics(np.array([1, 0]), [10]) == {"ndcg@10": 0.5, "recall@10": 0.5, "mrr": 0.5}
+
+
+EMPTY = np.zeros(0, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("users", "clicks", "name", "reason"),
+    [
+        (EMPTY, EMPTY, "auc", "no rows"),
+        (EMPTY, EMPTY, "gauc", "no rows"),
+        (EMPTY, EMPTY, "log_loss", "no rows"),
+        (EMPTY, EMPTY, "ece", "no rows"),
+        (np.array([0, 1]), np.array([0, 0]), "auc", "no clicks"),
+        (np.array([0, 1]), np.array([0, 0]), "calibration_ratio", "no clicks"),
+        (np.array([0, 1]), np.array([1, 1]), "gauc", "clicks only"),
+        (np.array([0, 1]), np.array([0, 1]), "gauc", "no user has both a click and a miss"),
+    ],
+)
+def test_the_undefined_is_none_with_a_reason(users, clicks, name, reason):
+    estimate = intervals(metrics.ranking_contributions(users, clicks, np.zeros(len(users)), 2), replicates=10)[name]
+    assert (estimate.value, estimate.low, estimate.high, estimate.reason) == (None, None, None, reason)
+
+
+def test_empty_retrieval_is_none_with_a_reason():
+    estimates = intervals(metrics.retrieval_contributions(EMPTY, EMPTY, [10], 0), replicates=10)
+    assert all(e.json() == {"value": None, "low": None, "high": None, "reason": "no rows"} for e in estimates.values())
+
+
+def test_one_user_has_a_value_but_no_interval():
+    found = intervals(metrics.ranking_contributions(np.zeros(4, np.int64), np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4]), 1), replicates=10)
+    assert found["auc"].value == found["gauc"].value == 0.75
+    assert found["auc"].low is None and "1 user" in str(found["auc"].reason)
+
+
+def test_log_loss_is_finite_for_extreme_logits():
+    assert metrics.log_loss(np.array([1, 0]), np.array([-800.0, 800.0])) == pytest.approx(800)
+
+
+def test_resampling_draws_whole_users_and_is_reproducible():
+    counts = np.concatenate(list(resample_counts(50, 400, seed=3)))
+    assert counts.shape == (400, 50) and (counts.sum(1) == 50).all()
+    assert np.array_equal(counts, np.concatenate(list(resample_counts(50, 400, seed=3))))
+    assert counts.mean() == 1 and counts.var() == pytest.approx(1 - 1 / 50, abs=0.05)
+
+
+def test_blocks_of_replicates_do_not_change_the_draws(monkeypatch):
+    whole = np.concatenate(list(resample_counts(30, 20, seed=1)))
+    monkeypatch.setattr("longtrail.bootstrap._BLOCK", 90)
+    assert np.array_equal(whole, np.concatenate(list(resample_counts(30, 20, seed=1))))
+
+
+@pytest.mark.parametrize("name", ["auc", "gauc", "log_loss", "calibration_ratio", "ece"])
+def test_intervals_agree_with_a_bootstrap_that_repeats_the_rows(name):
+    """The oracle copies each drawn user's rows and computes the metric anew."""
+    users, clicks, scores = rows(5, n=3000, users=60, levels=8)
+    scores = scores + np.random.default_rng(0).normal(size=60)[users]  # users differ, so clustering matters
+    found = intervals(metrics.ranking_contributions(users, clicks, scores, 60), replicates=600, seed=1)[name]
+    again = []
+    for counts in np.concatenate(list(resample_counts(60, 600, seed=1))).astype(int):
+        take = np.repeat(np.arange(len(users)), counts[users])
+        copies = users[take] + 60 * np.concatenate([np.arange(c) for c in counts[users]])  # a user drawn twice is two users
+        again.append(metrics.ranking_contributions(copies, clicks[take], scores[take], 60 * counts.max())[name].value)
+    low, high = np.quantile(again, [0.025, 0.975])
+    width = high - low
+    assert found.value == pytest.approx(metrics.ranking_contributions(users, clicks, scores, 60)[name].value)
+    assert found.low <= found.value <= found.high
+    # ECE keeps its signs (see its docstring), so only its width can agree.
+    tolerance = 1e-9 if name in ("gauc", "log_loss", "calibration_ratio") else 0.12 * width
+    if name == "ece":
+        assert found.high - found.low == pytest.approx(width, rel=0.25)
+    else:
+        assert found.low == pytest.approx(low, abs=tolerance) and found.high == pytest.approx(high, abs=tolerance)
+
+
+def test_auc_intervals_cover_the_truth():
+    """95 % intervals over repeated worlds hold the true AUC about 95 times in 100; an interval that ignores users would not."""
+    hits = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        users = np.repeat(np.arange(40), 20)
+        clicks = rng.integers(2, size=800)
+        scores = 0.8 * clicks + rng.normal(size=800) + 0.7 * rng.normal(size=40)[users]
+        found = intervals({"auc": metrics.auc_contributions(users, clicks, scores, 40)}, replicates=200, seed=seed)["auc"]
+        truth = 0.6784  # P(N(0.8, 2 (1 + 0.49)) > 0), the chance that the pair is one user's neglected
+        hits += found.low <= truth <= found.high
+    assert 180 <= hits <= 199
+
+
+def slow_coverage(users, lists, k, items):
+    def share(keep):
+        return len(set(lists[keep, :k].ravel()) - {0}) / items
+
+    distinct = np.unique(users)
+    left = np.array([share(users != u) for u in distinct])
+    return share(np.ones(len(users), bool)), np.sqrt((len(distinct) - 1) / len(distinct) * ((left - left.mean()) ** 2).sum())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_coverage_and_its_jackknife_error_equal_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    users = rng.integers(2 + seed, size=30) * 5
+    users[:2] = [0, 5]
+    lists = rng.integers(0, 80, size=(30, 4))
+    assert metrics.coverage(users, lists, 3, 80) == pytest.approx(slow_coverage(users, lists, 3, 80))
+
+
+def test_coverage_edges():
+    assert metrics.coverage(EMPTY, np.zeros((0, 3), np.int64), 3, 10) == (None, None)
+    assert metrics.coverage(np.array([4]), np.array([[1, 2]]), 2, 10) == (0.2, None)
+    assert metrics.coverage(np.array([4, 5]), np.array([[0, 0], [0, 0]]), 2, 10) == (0.0, 0.0)
+
+
+def test_calibration_curve_holds_every_row_once():
+    _, clicks, scores = rows(0, n=500, users=5, levels=4)
+    probabilities = metrics.sigmoid(scores)
+    curve = metrics.calibration_curve(clicks, probabilities)
+    assert sum(b["rows"] for b in curve) == 500 and len(curve) <= 10
+    assert sum(b["rows"] * b["clicked"] for b in curve) == pytest.approx(clicks.sum())
+    assert sum(b["rows"] * b["predicted"] for b in curve) == pytest.approx(probabilities.sum())
+    assert metrics.calibration_curve(EMPTY, np.zeros(0)) == []
+
+
+def test_hit_rate_curve():
+    curve = metrics.hit_rate_curve(np.array([1, 0, 3, 30]), 50)
+    assert curve == [{"k": k, "hit_rate": h} for k, h in [(1, 0.25), (2, 0.25), (5, 0.5), (10, 0.5), (20, 0.5), (50, 0.75)]]
