@@ -93,7 +93,7 @@ class WorldDataset(Settings):
     requests_per_user: Positive = Field(20, description="lists shown to an average user")
     candidates: Positive = Field(20, description="items the logging policy chooses a list from")
     logger_temperature: PositiveFloat = Field(1.0, description="Plackett-Luce temperature of the logging policy")
-    click_logit: float = Field(-1.5, description="logit of P(click) for an average examined item: sets the world's click rate")
+    click_logit: float = Field(-2.5, description="logit of P(click) for an average examined item: sets the world's click rate")
     stop_after_click: Share = Field(0.0, description="P(the user leaves the list after a click): 0 independent positions, 1 a cascade")
     seed: int = 0
 
@@ -223,6 +223,9 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 elsewhere")
     gradient_clip: PositiveFloat = 1.0
     threads: Positive = Field(2, description="CPU threads")
+    validation_targets_per_user: Positive | None = Field(
+        20, description="retrieval: first next-items of each user that early stopping looks at; null is all. The step `evaluate` has its own setting"
+    )
 
 
 # ---------------------------------------------------------------- judging
