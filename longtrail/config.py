@@ -195,7 +195,10 @@ class DINSettings(RankerSettings):
     """Deep interest network (Zhou et al., KDD 2018) over the whole history."""
 
     kind: Literal["din"] = "din"
-    attention_hidden: tuple[Positive, ...] = (32,)
+    attention_hidden: Annotated[tuple[Positive, ...], Field(min_length=1)] = (32,)
+    attention_weights: Literal["linear", "sigmoid", "softmax"] = Field(
+        "linear", description="linear: the paper; softmax: its code; sigmoid: SAM's DIN"
+    )
 
 
 class SAMSettings(RankerSettings):
@@ -207,6 +210,9 @@ class SAMSettings(RankerSettings):
     compression: Count = Field(16, description="units of the attention-vector compression; 0 leaves it out")
     feedback: bool = Field(True, description="later passes attend with the updated memory (the paper); False is the released code")
     read_scale: Literal["none", "sqrt", "mean"] = Field("none", description="divide the read vector by 1 (paper), sqrt(n) or 1 + sum of weights")
+    attention_init: Literal["zero", "log_length"] = Field(
+        "zero", description="first bias of the weights: 0 (paper), or -log(max_history / 8): few at first"
+    )
 
 
 RetrieverModel = Annotated[PopularityRetrieverSettings | SASRecSettings, Field(discriminator="kind")]
