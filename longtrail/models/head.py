@@ -1,0 +1,59 @@
+"""From what a ranker has read to a logit. B requests, C candidates, X features.
+
+Not published for SAM; the choice is that of the baseline code its authors name (MIMN): BatchNorm → 200 → PReLU → 80 → PReLU → 1 over
+[query ; what was read ; statistics]. SAM's own BatchNorm over its output (eps 1e-3) and the head's are one layer here: two in a row are one.
+Its statistics are taken over the real candidates of a whole batch of requests, never over padding, and it must be in eval mode when serving.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class MaskedBatchNorm(nn.Module):
+    """Batch normalisation over the real places of [B, C, X]. Momentum 0.1 (TF's 0.001 never settles in our short runs: our choice)."""
+
+    def __init__(self, features: int, *, eps: float = 1e-3, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.scale = nn.Parameter(torch.ones(features))
+        self.shift = nn.Parameter(torch.zeros(features))
+        self.mean: Tensor
+        self.variance: Tensor
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+
+    def forward(self, x_BCX: Tensor, mask_BC: Tensor) -> Tensor:
+        x_BCX = x_BCX.to(self.scale.dtype)
+        mean_X, variance_X = self._statistics(x_BCX, mask_BC.unsqueeze(-1)) if self.training else (self.mean, self.variance)
+        gain_X = self.scale * torch.rsqrt(variance_X + self.eps)
+        return x_BCX * gain_X + (self.shift - mean_X * gain_X)
+
+    def _statistics(self, x_BCX: Tensor, mask_BC1: Tensor) -> tuple[Tensor, Tensor]:
+        count = mask_BC1.sum().clamp(min=1)
+        mean_X = x_BCX.masked_fill(~mask_BC1, 0).sum((0, 1)) / count
+        variance_X = (x_BCX - mean_X).masked_fill(~mask_BC1, 0).square().sum((0, 1)) / count
+        with torch.no_grad():
+            self.mean.lerp_(mean_X, self.momentum)
+            self.variance.lerp_(variance_X * (count / (count - 1).clamp(min=1)), self.momentum)
+        return mean_X, variance_X
+
+
+class Head(nn.Module):
+    """[B, C, X] → logits [B, C]."""
+
+    def __init__(self, features: int, hidden: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.norm = MaskedBatchNorm(features)
+        layers: list[nn.Module] = []
+        for units in hidden:
+            layers += [nn.Linear(features, units), nn.PReLU(), nn.Dropout(dropout)]
+            features = units
+        self.layers = nn.Sequential(*layers, nn.Linear(features, 1))
+
+    def forward(self, parts: Sequence[Tensor], mask_BC: Tensor) -> Tensor:
+        """`parts` are [B, C, *], or [B, 1, *] where all candidates share them."""
+        B, C = mask_BC.shape
+        x_BCX = torch.cat([part.to(self.norm.scale.dtype).expand(B, C, -1) for part in parts], dim=-1)
+        return self.layers(self.norm(x_BCX, mask_BC)).squeeze(-1)

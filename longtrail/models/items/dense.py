@@ -1,0 +1,33 @@
+"""One vector an item, in a table. N items, D width."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class DenseItems(nn.Module):
+    """A table [N + 1, D] whose row 0 (padding) is zeros and receives no gradient from a look-up.
+
+    An id above N is an item that came after the model was trained: it reads row 0, the unknown item.
+    """
+
+    def __init__(self, items: int, width: int, *, std: float = 0.02) -> None:
+        super().__init__()
+        self.items = items
+        self.width = width
+        self.table = nn.Parameter(torch.randn(items + 1, width) * std)
+        with torch.no_grad():
+            self.table[0] = 0
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """int64 [...] → [..., D]."""
+        return functional.embedding(known(ids, self.items), self.table, padding_idx=0)
+
+    def vectors(self) -> Tensor:
+        """[N + 1, D]: row i is item i. Give row 0 no gradient: use `vectors()[1:]` in a loss."""
+        return self.table
+
+
+def known(ids: Tensor, size: int) -> Tensor:
+    """`ids` with those above `size`, which the vocabulary did not hold at training, replaced by 0."""
+    return ids.masked_fill(ids > size, 0)

@@ -1,0 +1,86 @@
+"""DIN: deep interest network (Zhou et al., KDD 2018, arXiv 1706.06978), over the whole history.
+
+B requests, L history, C candidates, D width, H attention units.
+
+Each candidate weighs every behaviour by a small MLP and adds the weighted behaviours up:
+
+    z_j = [q ; k_j ; q - k_j ; q * k_j]      l_j = MLP(z_j)      u = Σ_j a_j k_j      with a_j = l_j, sigmoid(l_j) or softmax_j(l_j / sqrt(D))
+
+The paper's: the MLP on the pair and unnormalised weights ("linear"), so that the intensity of an interest survives. Its released code's: the four
+features, sigmoid hidden units, the softmax, and [u ; q ; u * q] in front of the last MLP. SAM's authors compare with sigmoid weights. Ours: the
+candidate set without tiling (attention/pointwise.py), the action in the behaviours (models/embedding.py), statistics in the head, and the head's
+BatchNorm + PReLU (models/head.py).
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from longtrail.config import DINSettings
+from longtrail.models.attention.pointwise import blockwise, glorot, pair_hidden
+from longtrail.models.contracts import Candidates, Context, History, Sizes
+from longtrail.models.embedding import BehaviourEmbedding
+from longtrail.models.head import Head
+from longtrail.models.masks import padding_mask
+from longtrail.statistics import ITEM_FEATURES, USER_FEATURES
+
+
+class TargetAttention(nn.Module):
+    """Attention weights of every (candidate, behaviour) pair. `first` holds W1 [4D, H] as its four blocks of D rows, in the order of z."""
+
+    def __init__(self, width: int, hidden: Sequence[int], kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first = glorot(4, width, hidden[0], inputs=4 * width, outputs=hidden[0])
+        self.first_bias = nn.Parameter(torch.zeros(hidden[0]))
+        pairs = list(pairwise(hidden))
+        self.middle = nn.ParameterList(glorot(outputs, inputs, inputs=inputs, outputs=outputs) for inputs, outputs in pairs)
+        self.middle_bias = nn.ParameterList(nn.Parameter(torch.zeros(outputs, 1)) for _, outputs in pairs)
+        self.last = glorot(hidden[-1], inputs=hidden[-1], outputs=1)
+        self.last_bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor) -> Tensor:
+        """a [B, C, L]; exactly 0 on padding, and all 0 for an empty history."""
+        plain_q, plain_k, minus, times = self.first.transpose(1, 2)  # each [H, D]
+        weights_BCHD = query_BCD.unsqueeze(2) * times + (plain_k - minus)
+        bias_BCH = query_BCD @ (plain_q + minus).T + self.first_bias
+
+        def score(weights: Tensor, bias: Tensor) -> Tensor:
+            hidden_BCHL = pair_hidden(keys_BLD, weights, bias).sigmoid_()
+            for middle, middle_bias in zip(self.middle, self.middle_bias, strict=True):
+                hidden_BCHL = torch.matmul(middle, hidden_BCHL).add_(middle_bias).sigmoid_()
+            return torch.matmul(self.last, hidden_BCHL)
+
+        scores_BCL = blockwise(score, weights_BCHD, bias_BCH, keys_BLD.shape[1]).add_(self.last_bias)
+        padded_B1L = ~mask_BL.unsqueeze(1)
+        if self.kind == "sigmoid":
+            return scores_BCL.masked_fill_(padded_B1L, -math.inf).sigmoid_()
+        if self.kind == "softmax":  # a finite floor, then zeros: an all-padding row becomes 0, not NaN
+            scores_BCL = scores_BCL.mul_(keys_BLD.shape[-1] ** -0.5).masked_fill_(padded_B1L, torch.finfo(scores_BCL.dtype).min)
+            return scores_BCL.softmax(-1).masked_fill(padded_B1L, 0)
+        return scores_BCL.masked_fill_(padded_B1L, 0)
+
+
+class DIN(nn.Module):
+    """Ranker. O(C · L · D) time; its largest tensor is the attention's hidden layer [B, C, H, L]."""
+
+    def __init__(self, settings: DINSettings, sizes: Sizes) -> None:
+        super().__init__()
+        self.settings = settings
+        self.embedding = BehaviourEmbedding(sizes, settings.width)
+        width = self.embedding.width
+        self.attention = TargetAttention(width, settings.attention_hidden, settings.attention_weights)
+        self.head = Head(3 * width + ITEM_FEATURES + USER_FEATURES, settings.hidden, settings.dropout)
+
+    def forward(self, history: History, candidates: Candidates, context: Context) -> Tensor:
+        """Logits [B, C]."""
+        mask_BL = padding_mask(history.lengths_B, history.items_BL.shape[1])
+        mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])
+        keys_BLD = self.embedding.keys(history, mask_BL)
+        query_BCD = self.embedding.queries(candidates)
+        read_BCD = self.attention(keys_BLD, mask_BL, query_BCD) @ keys_BLD
+        statistics = [candidates.statistics_BCF, context.statistics_BG.unsqueeze(1)]
+        return self.head([query_BCD, read_BCD, query_BCD * read_BCD, *statistics], mask_BC)

@@ -1,0 +1,33 @@
+"""One table of names: (stage, kind) → class. A new model is one file, its settings in longtrail/config.py and one line here."""
+
+from typing import Any
+
+from torch import nn
+
+from longtrail.errors import ModelError
+from longtrail.models.contracts import Sizes
+from longtrail.models.encoders.popularity import PopularityRetriever
+from longtrail.models.encoders.sasrec import SASRec
+from longtrail.models.rankers.din import DIN
+from longtrail.models.rankers.popularity import PopularityRanker
+from longtrail.models.rankers.sam import SAM
+
+MODELS: dict[tuple[str, str], type[nn.Module]] = {
+    ("retrieval", "popularity"): PopularityRetriever,
+    ("retrieval", "sasrec"): SASRec,
+    ("ranking", "popularity"): PopularityRanker,
+    ("ranking", "din"): DIN,
+    ("ranking", "sam"): SAM,
+}
+
+
+def build_model(settings: Any, sizes: Sizes) -> nn.Module:
+    """The model of `settings` (one of longtrail.config's model settings) with fresh weights from torch's global generator.
+
+    Raises ModelError for a kind that is not in the table.
+    """
+    model = MODELS.get((settings.stage, settings.kind))
+    if model is None:
+        names = ", ".join(f"{stage} {kind}" for stage, kind in MODELS)
+        raise ModelError(f"no {settings.stage} model of kind {settings.kind!r}; expected one of: {names}")
+    return model(settings, sizes)
