@@ -9,6 +9,7 @@ import typer
 
 from components.command import run
 from components.expectations import CHECKED, SUMMARY, Expectation, Severity, all_expectations
+from components.validation_page import validation_page
 from longtrail.config import SplitSettings, load_config
 from longtrail.errors import DatasetError, ValidationError
 from longtrail.files import atomic_directory, write_json
@@ -21,7 +22,7 @@ EXAMPLES = 5
 def validate(
     tables: Annotated[Path, typer.Option(help="folder of the four tables, from ingest")] = Path("build/tables"),
     params: Annotated[Path, typer.Option(help="settings")] = Path("params.yaml"),
-    validation: Annotated[Path, typer.Option(help="output: result.json and data_docs/")] = Path("build/validation"),
+    validation: Annotated[Path, typer.Option(help="output: result.json, summary.html and data_docs/")] = Path("build/validation"),
 ) -> None:
     """Check the tables against their schema and the log against its expected distributions.
 
@@ -31,12 +32,11 @@ def validate(
     for table in CHECKED:
         if not (tables / f"{table.name}.parquet").is_file():
             raise DatasetError(f"{tables / table.name}.parquet: no such file; expected the output of components.ingest")
-    with duckdb.connect() as db:
+    with duckdb.connect() as db, atomic_directory(validation) as out:
         db.execute("SET TimeZone='UTC'")
         has_impressions = _count(db, tables / "impressions.parquet") > 0
         summary, broken = _summarise(db, tables, config.split, has_impressions)
-    expectations = all_expectations(config.validation, has_impressions=has_impressions)
-    with atomic_directory(validation) as out:
+        expectations = all_expectations(config.validation, has_impressions=has_impressions)
         outcomes = _evaluate(expectations, tables, summary, out / "data_docs") + broken
         failures = [o for o in outcomes if not o["success"]]
         critical = [o for o in failures if o["severity"] == Severity.CRITICAL.value]
@@ -48,6 +48,7 @@ def validate(
             "summary": summary,
         }
         write_json(out / "result.json", result)
+        (out / "summary.html").write_text(validation_page(db, result), encoding="utf-8")
     for outcome in failures:
         log.warning("%s: %s", outcome["severity"], describe(outcome))
     if critical:
