@@ -1,0 +1,195 @@
+"""Next items: training windows for models that predict every position, and the logged next items to be retrieved.
+
+B requests (or windows), L history, W windows, T targets of a split.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from longtrail.errors import HistoryError
+from longtrail.examples.buckets import Buckets, padding_share
+from longtrail.examples.features import FeatureSet, column
+from longtrail.examples.tensors import history_tensors
+from longtrail.history import HistoryArrays
+from longtrail.models.contracts import History
+
+Ints = NDArray[np.int64]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceBatch:
+    """Windows of histories: at position l the model has seen history.items_BL[b, :l + 1] and must name targets_BL[b, l]."""
+
+    history: History  # the inputs
+    targets_BL: Tensor  # int64 [B, L], the next item; 0 where there is no target: padding, and events that are context only
+    lengths_B: Tensor  # int64 [B], inputs of each window
+    users_B: Tensor  # int64 [B]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch with every tensor on `device`."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+class SequenceBatches:
+    """The training period's histories cut into windows of at most `max_history` inputs, in batches of at most `batch_size` windows.
+
+    Every event of the training period but each user's first, which nothing precedes, is a target exactly once. Windows are cut from the
+    newest event backwards; all but a user's oldest begin with `overlap` events that are context only: more context for the
+    window's first targets, at the price of reading those events twice. The order is a pure function of (seed, epoch).
+    """
+
+    def __init__(self, features: FeatureSet, *, max_history: int, batch_size: int, seed: int | None, overlap: int = 0) -> None:
+        if not 0 <= overlap < max_history:
+            raise HistoryError(f"overlap is {overlap}; expected 0 to {max_history - 1}, less than max_history")
+        self.features, self.max_history, self.seed, self.epoch = features, max_history, seed, 0
+        self.users_W, self.stops_W, self.inputs_W, self.counts_W = _windows(features.train_lengths, max_history, overlap)
+        if len(self.users_W) == 0:
+            raise HistoryError(f"{features.folder / 'train_lengths.npy'}: no user has two events in the training period; expected some to learn from")
+        self._buckets = Buckets.make(self.inputs_W, batch_size=batch_size)
+        self._plan = self._buckets.batches(seed=seed, epoch=0)
+        _log.info(
+            "train: %d windows, %d targets, %d batches; padding %.1f%%",
+            len(self.users_W), self.targets, len(self), 100 * padding_share(self.inputs_W, self._plan),
+        )  # fmt: skip
+
+    @property
+    def targets(self) -> int:
+        """Targets of an epoch."""
+        return int(self.counts_W.sum())
+
+    def padding(self) -> dict[str, float]:
+        """Share of padded cells of this epoch: {"history"}."""
+        return {"history": padding_share(self.inputs_W, self._plan)}
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self._plan = epoch, self._buckets.batches(seed=self.seed, epoch=epoch)
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[SequenceBatch]:
+        for windows_B in self._plan:
+            yield self.make(windows_B)
+
+    def __getitem__(self, index: int) -> SequenceBatch:
+        return self.make(self._plan[index])
+
+    def make(self, windows_B: Ints) -> SequenceBatch:
+        """The batch of the given windows, in that order."""
+        users_B, stops_B, inputs_B = self.users_W[windows_B], self.stops_W[windows_B], self.inputs_W[windows_B]
+        events = self.features.history.gather(users_B, stops_B + 1, self.max_history + 1)  # each window's inputs and its newest target
+        real_BL = np.arange(events.items_BL.shape[1] - 1) < inputs_B[:, None]
+        inputs = HistoryArrays(
+            items_BL=events.items_BL[:, :-1] * real_BL,
+            actions_BL=events.actions_BL[:, :-1] * real_BL,
+            times_BL=events.times_BL[:, :-1] * real_BL,
+            lengths_B=inputs_B,
+        )
+        context_B = inputs_B - self.counts_W[windows_B]
+        is_target_BL = np.arange(real_BL.shape[1]) >= context_B[:, None]
+        return SequenceBatch(
+            history=history_tensors(inputs, self.features.catalogue),
+            targets_BL=torch.from_numpy(events.items_BL[:, 1:] * is_target_BL),
+            lengths_B=torch.from_numpy(inputs_B),
+            users_B=torch.from_numpy(users_B),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetBatch:
+    """Logged next items, each with the history before it."""
+
+    history: History
+    targets_B: Tensor  # int64 [B], the item to be retrieved
+    users_B: Tensor  # int64 [B]
+    times_B: Tensor  # int64 [B], UTC µs
+    history_length_B: Tensor  # int64 [B], all events before the target, of which `history` holds the newest
+    rows_B: Tensor  # int64 [B], row of the target in the split
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch with every tensor on `device`."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+class TargetBatches:
+    """The targets of a split ("valid", "test") in batches of like history lengths, in a fixed order.
+
+    `max_per_user` keeps the first targets of each user. Raises HistoryError where the split has none.
+    """
+
+    def __init__(self, features: FeatureSet, split: str, *, max_history: int, batch_size: int, max_per_user: int | None = None) -> None:
+        table = features.targets(split)
+        if table.num_rows == 0:
+            raise HistoryError(f"{features.folder / 'targets' / split}.parquet: no rows; expected next items to be retrieved")
+        self.features, self.split, self.max_history = features, split, max_history
+        columns = {name: column(table, name) for name in ("user_id", "item_id", "timestamp", "history_length")}
+        self.rows_T = _first_of_each(columns["user_id"], max_per_user)
+        self.users_T, self.items_T, self.times_T, self.history_length_T = (values[self.rows_T] for values in columns.values())
+        lengths_T = np.minimum(self.history_length_T, max_history)
+        self._plan = Buckets.make(lengths_T, batch_size=batch_size).batches(seed=None, epoch=0)
+        _log.info("%s: %d targets, %d batches; padding %.1f%%", split, len(self.rows_T), len(self), 100 * padding_share(lengths_T, self._plan))
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[TargetBatch]:
+        for targets_B in self._plan:
+            yield self.make(targets_B)
+
+    def __getitem__(self, index: int) -> TargetBatch:
+        return self.make(self._plan[index])
+
+    def make(self, targets_B: Ints) -> TargetBatch:
+        """The batch of the given targets (indices into `rows_T`), in that order."""
+        users_B, lengths_B = self.users_T[targets_B], self.history_length_T[targets_B]
+        return TargetBatch(
+            history=history_tensors(self.features.history.gather(users_B, lengths_B, self.max_history), self.features.catalogue),
+            targets_B=torch.from_numpy(self.items_T[targets_B]),
+            users_B=torch.from_numpy(users_B),
+            times_B=torch.from_numpy(self.times_T[targets_B]),
+            history_length_B=torch.from_numpy(lengths_B),
+            rows_B=torch.from_numpy(self.rows_T[targets_B]),
+        )
+
+
+def seen_items(features: FeatureSet, users_B: NDArray[Any], history_length_B: NDArray[Any]) -> tuple[Ints, Ints]:
+    """(offsets int64 [B + 1], items): the distinct items of each whole history, ascending: items[offsets[b]:offsets[b + 1]]."""
+    flat = features.history.flat(users_B, history_length_B)
+    B = len(flat.offsets_B1) - 1
+    span = features.sizes.items + 1
+    keys = np.unique(np.repeat(np.arange(B), np.diff(flat.offsets_B1)) * span + flat.items)
+    return np.searchsorted(keys, np.arange(B + 1) * span), keys % span
+
+
+def _windows(lengths_U: Ints, max_history: int, overlap: int) -> tuple[Ints, Ints, Ints, Ints]:
+    """([W] users, stops, inputs, counts): window w reads the `inputs` events before place `stop`; the last `counts` of them have a target.
+
+    With 0-based places in a user's history, input place p has the target p + 1, so the newest window stops at length - 1.
+    """
+    step = max_history - overlap
+    targets_U = np.maximum(lengths_U - 1, 0)
+    targets_U[0] = 0
+    # The oldest window needs no context, so it takes up to max_history targets.
+    windows_U = np.where(targets_U > 0, 1 + np.maximum(-(-(targets_U - max_history) // step), 0), 0)
+    users_W = np.repeat(np.arange(len(lengths_U)), windows_U)
+    back_W = np.arange(len(users_W)) - np.repeat(np.cumsum(windows_U) - windows_U, windows_U)  # 0 is the newest window of its user
+    stops_W = targets_U[users_W] - back_W * step
+    oldest_W = back_W == windows_U[users_W] - 1
+    return users_W, stops_W, np.minimum(stops_W, max_history), np.where(oldest_W, stops_W, step)
+
+
+def _first_of_each(users_n: Ints, most: int | None) -> Ints:
+    """Rows of `users_n`, which is sorted, that are among the first `most` of their user."""
+    rows_n = np.arange(len(users_n))
+    if most is None:
+        return rows_n
+    return rows_n[rows_n - np.searchsorted(users_n, users_n, side="left") < most]

@@ -1,0 +1,26 @@
+"""What all tests share: a toy log and its features, built once a worker, and one CPU thread each."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.toy import toy_features, toy_tables
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def toy_tables_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tables of `toy_tables()`. Read only: copy it to change it."""
+    return toy_tables(tmp_path_factory.mktemp("toy") / "tables")
+
+
+@pytest.fixture(scope="session")
+def toy_features_folder(toy_tables_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`toy_features()` of `toy_tables_folder`, temporal split. Read only: copy it to change it."""
+    return toy_features(toy_tables_folder, tmp_path_factory.mktemp("toy") / "features")
