@@ -191,7 +191,7 @@ def _dense_ids(log: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _time(microseconds: pd.Series) -> pd.Series:
-    stamps = START.value // 1000 + microseconds.astype("int64").to_numpy()
+    stamps = START.value // 1000 + microseconds.to_numpy().astype(np.int64)
     return pd.Series(pd.to_datetime(stamps, unit="us", utc=True), index=microseconds.index) if len(stamps) else pd.Series(dtype="datetime64[us, UTC]")
 
 

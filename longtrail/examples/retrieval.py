@@ -30,6 +30,7 @@ class SequenceBatch:
 
     history: History  # the inputs
     targets_BL: Tensor  # int64 [B, L], the next item; 0 where there is no target: padding, and events that are context only
+    first_targets_B: Tensor  # int64 [B], the user's first item where the window begins with it (a target for an empty history), else 0
     lengths_B: Tensor  # int64 [B], inputs of each window
     users_B: Tensor  # int64 [B]
 
@@ -41,9 +42,10 @@ class SequenceBatch:
 class SequenceBatches:
     """The training period's histories cut into windows of at most `max_history` inputs, in batches of at most `batch_size` windows.
 
-    Every event of the training period but each user's first, which nothing precedes, is a target exactly once. Windows are cut from the
-    newest event backwards; all but a user's oldest begin with `overlap` events that are context only: more context for the
-    window's first targets, at the price of reading those events twice. The order is a pure function of (seed, epoch).
+    Every event of the training period of a user who has at least two there is a target exactly once: in `targets_BL`, or, the very first of
+    a user, which nothing precedes, in `first_targets_B`. Windows are cut from the newest event backwards; all but a user's oldest begin
+    with `overlap` events that are context only: more context for the window's first targets, at the price of reading those events
+    twice. The order is a pure function of (seed, epoch).
     """
 
     def __init__(self, features: FeatureSet, *, max_history: int, batch_size: int, seed: int | None, overlap: int = 0) -> None:
@@ -62,7 +64,7 @@ class SequenceBatches:
 
     @property
     def targets(self) -> int:
-        """Targets of an epoch."""
+        """Targets of an epoch, those for an empty history not counted."""
         return int(self.counts_W.sum())
 
     def padding(self) -> dict[str, float]:
@@ -95,10 +97,11 @@ class SequenceBatches:
             lengths_B=inputs_B,
         )
         context_B = inputs_B - self.counts_W[windows_B]
-        is_target_BL = np.arange(real_BL.shape[1]) >= context_B[:, None]
+        is_target_BL = real_BL & (np.arange(real_BL.shape[1]) >= context_B[:, None])
         return SequenceBatch(
             history=history_tensors(inputs, self.features.catalogue),
             targets_BL=torch.from_numpy(events.items_BL[:, 1:] * is_target_BL),
+            first_targets_B=torch.from_numpy(np.where(stops_B == inputs_B, events.items_BL[:, 0], 0)),
             lengths_B=torch.from_numpy(inputs_B),
             users_B=torch.from_numpy(users_B),
         )

@@ -38,7 +38,8 @@ def candidate_tensors(items_BC: Ints, lengths_B: Ints, statistics: Mapping[str, 
     """
     items_BC = np.ascontiguousarray(items_BC, dtype=np.int64)
     lengths_B = np.ascontiguousarray(lengths_B, dtype=np.int64)
-    features_BCF = item_features(*(np.asarray(statistics[name], dtype=np.int64) for name in ITEM_STATISTICS), prior)
+    events, impressions, clicks = (np.asarray(statistics[name], dtype=np.int64) for name in ITEM_STATISTICS)
+    features_BCF = item_features(events, impressions, clicks, prior)
     features_BCF[np.arange(items_BC.shape[1]) >= lengths_B[:, None]] = 0
     return Candidates(
         items_BC=torch.from_numpy(items_BC),
@@ -50,9 +51,9 @@ def candidate_tensors(items_BC: Ints, lengths_B: Ints, statistics: Mapping[str, 
 
 def context_tensors(history_length_B: Ints, statistics: Mapping[str, Ints], times_B: Ints, prior: float) -> Context:
     """`history_length_B`: all events before the request, not only those a model reads; `statistics`: int64 [B] for each of USER_STATISTICS."""
-    counts = (np.asarray(statistics[name], dtype=np.int64) for name in USER_STATISTICS)
+    impressions, clicks = (np.asarray(statistics[name], dtype=np.int64) for name in USER_STATISTICS)
     return Context(
-        statistics_BG=torch.from_numpy(user_features(np.asarray(history_length_B, dtype=np.int64), *counts, prior)),
+        statistics_BG=torch.from_numpy(user_features(np.asarray(history_length_B, dtype=np.int64), impressions, clicks, prior)),
         times_B=torch.from_numpy(np.ascontiguousarray(times_B, dtype=np.int64)),
     )
 
