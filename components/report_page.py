@@ -32,7 +32,8 @@ main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 1rem 0 .5rem; }
 h2 { font-size: 1.15rem; margin: 0 0 .6rem; }
 section { background: var(--paper); border: 1px solid var(--line); border-radius: .5rem; padding: 1rem; margin: 1rem 0; overflow-wrap: break-word; }
-.lead { font-size: 1.1rem; border-left: .4rem solid var(--plain); background: var(--paper); padding: .8rem 1rem; border-radius: .3rem; margin: 1rem 0; }
+.lead { font-size: 1.1rem;
+        border-left: .4rem solid var(--plain); background: var(--paper); padding: .8rem 1rem; border-radius: .3rem; margin: 1rem 0; }
 .lead.good { border-color: var(--good); } .lead.bad { border-color: var(--bad); } .lead.warn { border-color: var(--warn); }
 .note { color: var(--soft); font-size: .92rem; }
 .wide { overflow-x: auto; }
@@ -42,7 +43,8 @@ th { color: var(--soft); font-weight: 600; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: .5rem 0; } figure svg { width: 100%; height: auto; display: block; }
 figcaption { color: var(--soft); font-size: .92rem; }
-.badge { display: inline-block; padding: .05rem .5rem; border-radius: 1rem; color: #fff; background: var(--plain); font-size: .85rem; white-space: nowrap; }
+.badge { display: inline-block; padding: .05rem .5rem; border-radius: 1rem; color: #fff; background: var(--plain);
+         font-size: .85rem; white-space: nowrap; }
 .badge.good { background: var(--good); } .badge.bad { background: var(--bad); } .badge.warn { background: var(--warn); }
 code { background: var(--back); padding: .05rem .3rem; border-radius: .2rem; font-size: .92em; overflow-wrap: anywhere; }
 </style>
@@ -97,8 +99,11 @@ def table_html(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def figure_html(figure: "Figure", alt: str, caption: str = "") -> str:
     """A matplotlib figure as inline SVG with an accessible name."""
+    import matplotlib as mpl
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    with mpl.rc_context({"svg.hashsalt": alt}):  # ids that differ between figures of a page and are the same in every run
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s(width|height)=\"[\d.]+pt\"", "", svg, count=2)  # the viewBox stays, so that it scales to the page

@@ -173,7 +173,7 @@ class World:
 
 def examination(places: int) -> Floats:
     """[K] P(examine) of each place: k^-0.5."""
-    return np.arange(1, places + 1) ** -0.5
+    return np.arange(1, places + 1, dtype=np.float64) ** -0.5
 
 
 def _first_distinct(items_RM: Ints, wanted: int) -> tuple[Ints, Ints]:
