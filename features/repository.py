@@ -1,0 +1,138 @@
+"""A Feast repository on disk: written, registered, materialised and opened, quietly and wherever the folder stands.
+
+    feast/  feature_store.yaml  repository.py (for the `feast` command)  registry.db  offline/NAME.parquet  online_store.db (SQLite only)
+
+Every path inside is relative to the folder, so it can be moved, and opening it for reading writes nothing into it.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from features.definitions import HISTORY, LENGTH_TAG, USER_VIEW, definitions
+from longtrail.config import FeatureSettings
+from longtrail.errors import LongtrailError
+from longtrail.files import atomic_file
+
+ONLINE_FILE = "online_store.db"
+_CONFIG_FILE = "feature_store.yaml"
+_WRITE_BATCH = 1_000  # users a write to the online store: bounds memory (Feast's default is all at once)
+
+_FEAST_COMMAND = '''"""What the `feast` command registers from this folder."""
+
+from features.definitions import definitions
+
+globals().update({{feature.name: feature for feature in definitions({length})}})
+'''
+
+
+class FeatureStoreError(LongtrailError):
+    """A Feast repository is missing or damaged, its online store cannot be reached, or a join returned other rows than it was asked for."""
+
+
+def write_repository(folder: Path, project: str, settings: FeatureSettings) -> None:
+    """Write feature_store.yaml and repository.py of a new repository. `project` prefixes every online key: letters, digits and underscores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    online: dict[str, Any] = {"type": "sqlite", "path": ONLINE_FILE}
+    if settings.online_store == "redis":
+        online = {"type": "redis", "connection_string": settings.redis_address}
+    config = {
+        "project": project,
+        "provider": "local",
+        "registry": {"registry_type": "file", "path": "registry.db"},
+        "offline_store": {"type": "features.asof.AsOfDuckDBOfflineStore"},
+        "online_store": online,
+        "entity_key_serialization_version": 3,
+        "materialization": {"online_write_batch_size": _WRITE_BATCH},
+    }
+    with atomic_file(folder / _CONFIG_FILE) as aside:
+        aside.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    with atomic_file(folder / "repository.py") as aside:
+        aside.write_text(_FEAST_COMMAND.format(length=settings.online_history_length), encoding="utf-8")
+
+
+def open_repository(folder: Path, *, online: dict[str, Any] | None = None) -> Any:
+    """The `feast.FeatureStore` of `folder`; `online` overrides keys of its online store's settings (a path or an address, say).
+
+    Raises FeatureStoreError where `folder` is not a repository.
+    """
+    folder = Path(folder).absolute()
+    try:
+        config = yaml.safe_load((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+        config["online_store"] |= online or {}
+    except FileNotFoundError:
+        raise FeatureStoreError(f"{folder}: no {_CONFIG_FILE}; expected the feast folder that build_features writes") from None
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise FeatureStoreError(f"{folder / _CONFIG_FILE}: not a Feast configuration: {error!r}") from None
+    with quiet_feast():
+        from feast import FeatureStore, RepoConfig
+
+        config["registry"]["path"] = str(folder / config["registry"]["path"])
+        return FeatureStore(repo_path=str(folder), config=RepoConfig(repo_path=folder, **config))
+
+
+def apply(folder: Path, online_history_length: int) -> None:
+    """Register the definitions and make the online tables. Needs the offline files; doing it twice changes nothing."""
+    with quiet_feast():
+        open_repository(folder).apply(definitions(online_history_length))
+
+
+def materialise(folder: Path) -> None:
+    """Copy the newest row of every user to the online store. Doing it twice changes nothing. Raises FeatureStoreError if it cannot be reached."""
+    store = open_repository(folder)
+    with quiet_feast(), reachable(store):
+        # Both ends are open: a row is left out only by the newest row of its user.
+        store.materialize(datetime(1970, 1, 1, tzinfo=UTC), datetime.now(UTC) + timedelta(days=36_500), feature_views=[HISTORY, USER_VIEW])
+
+
+def online_history_length(store: Any) -> int:
+    """Events of each user that the online store keeps."""
+    return int(store.get_feature_view(HISTORY).tags[LENGTH_TAG])
+
+
+@contextlib.contextmanager
+def duckdb_for_feast(memory_limit: str, threads: int, spill: Path) -> Iterator[None]:
+    """Bounds the DuckDB that Feast's offline store works in, by way of Ibis's default backend: beyond `memory_limit` it spills to `spill`."""
+    import ibis
+
+    before = ibis.options.default_backend
+    backend = ibis.duckdb.connect(":memory:", memory_limit=memory_limit, threads=threads, temp_directory=str(spill))
+    ibis.set_backend(backend)
+    try:
+        yield
+    finally:
+        ibis.options.default_backend = before
+        backend.disconnect()
+
+
+@contextlib.contextmanager
+def reachable(store: Any) -> Iterator[None]:
+    """Turns a Redis that does not answer into a FeatureStoreError that names its address."""
+    try:
+        yield
+    except (ConnectionError, OSError) as error:
+        raise FeatureStoreError(f"online store: {error}") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "redis":
+            raise
+        address = getattr(store.config.online_store, "connection_string", "?")
+        raise FeatureStoreError(f"online store: Redis at features.redis_address {address}: {error}") from error
+
+
+@contextlib.contextmanager
+def quiet_feast() -> Iterator[None]:
+    """No telemetry, no warnings, no chatter on stdout while Feast works."""
+    os.environ.setdefault("FEAST_USAGE", "False")
+    os.environ.setdefault("POSTHOG_DISABLED", "1")
+    logging.getLogger("feast").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
