@@ -148,9 +148,7 @@ def _evaluate(expectations: list[Expectation], tables: Path, summary: dict[str, 
             frame = pd.DataFrame([summary])
         else:
             frame = _frame(tables / f"{table}.parquet")
-        suite = context.suites.add(gx.ExpectationSuite(name=table))
-        for expectation in wanted:
-            suite.add_expectation_configuration(_configuration(expectation))
+        suite = context.suites.add(gx.ExpectationSuite(name=table, expectations=[_configuration(e) for e in wanted]))
         batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all")
         definition = context.validation_definitions.add(gx.ValidationDefinition(name=table, data=batch, suite=suite))
         checkpoint = context.checkpoints.add(gx.Checkpoint(name=table, validation_definitions=[definition]))
@@ -158,7 +156,7 @@ def _evaluate(expectations: list[Expectation], tables: Path, summary: dict[str, 
         (validated,) = run_result.run_results.values()
         answers: list[dict[str, Any]] = [dict(r.to_json_dict()) for r in validated.results]
         by_name = {answer["expectation_config"]["meta"]["name"]: answer for answer in answers}
-        outcomes += [_outcome(e, by_name[e.name]) for e in wanted]
+        outcomes += [_outcome(e, by_name[e.name], summary) for e in wanted]
     context.build_data_docs()
     return outcomes
 
@@ -186,7 +184,7 @@ def _configuration(expectation: Expectation) -> Any:
     )
 
 
-def _outcome(expectation: Expectation, result: dict[str, Any]) -> dict[str, Any]:
+def _outcome(expectation: Expectation, result: dict[str, Any], summary: dict[str, float]) -> dict[str, Any]:
     """Great Expectations' answer in our words. It raises nothing, not even for a missing column, so exceptions are read out of it."""
     figures = result["result"]
     observed: Any = figures.get("observed_value")
@@ -197,6 +195,8 @@ def _outcome(expectation: Expectation, result: dict[str, Any]) -> dict[str, Any]
         messages = [exceptions] if "exception_message" in exceptions else list(exceptions.values())
         observed = "; ".join(str(m.get("exception_message")) for m in messages if m.get("exception_message")) or None
     examples = (figures.get("partial_unexpected_list") or [])[:EXAMPLES]
+    if expectation.table == SUMMARY and expectation.column in summary:
+        observed, examples = f"{summary[expectation.column]:.6g}", []
     return {
         "name": expectation.name,
         "table": expectation.table,

@@ -103,7 +103,7 @@ BROKEN: dict[str, tuple[str, Callable[[pa.Table], pa.Table], tuple[str, ...]]] =
     "every impression clicked": (
         "impressions",
         lambda t: t.set_column(t.column_names.index("click"), t.schema.field("click"), pa.array([1] * t.num_rows, pa.int8())),
-        ("summary.click_rate", "seen 1.0"),
+        ("summary.click_rate", "seen 1"),
     ),
     "two items at one position": ("impressions", lambda t: pa.concat_tables([t, t.slice(t.num_rows - 1)]), ("summary.duplicated_positions",)),
     "almost no events": ("interactions", lambda t: t.slice(0, 20), ("summary.interactions", "seen 20")),
