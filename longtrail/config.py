@@ -40,7 +40,7 @@ class OpenBanditDataset(Settings):
     """ZOZO's Open Bandit Dataset: real impressions with true propensities."""
 
     kind: Literal["open_bandit"] = "open_bandit"
-    source: str = Field("small", description="'small' (10,000 rows a file, from the package index) or a path to the dataset's folder")
+    source: str = Field("small", description="'small' (10,000 rows a file, from the package index), 'full' (11 GB), or a path to its folder or zip")
     policy: Literal["random", "bts"] = "random"
     campaign: Literal["all", "men", "women"] = "all"
 
@@ -78,7 +78,11 @@ class EventLogDataset(Settings):
     timestamp_unit: Literal["s", "ms", "us", "iso"] = Field("s", description="numbers since 1970 in this unit, or ISO 8601 text")
     click_actions: tuple[str, ...] = Field((), description="actions that count as a click where there is no click column")
     like_from: float | None = None
+    first_position: Literal[0, 1] = Field(1, description="what the log calls the top of a list")
     propensity_kind: Literal["conditional", "marginal", "none"] = "none"
+    events: str | None = Field(None, description="a file or glob of further interactions, beside a log of impressions")
+    event_columns: EventColumns | None = Field(None, description="the columns of `events`; default: as in `columns`, without those of impressions")
+    candidates: str | None = Field(None, description="a file or glob of what each request could have shown: the columns of request and item")
 
 
 class WorldDataset(Settings):
@@ -242,8 +246,9 @@ class EvaluationSettings(Settings):
     max_targets_per_user: Positive | None = Field(None, description="retrieval: first next-items of each user in the split; null is all")
     confidence: Share = 0.95
     replicates: Positive = Field(1_000, description="bootstrap replicates, resampled by user")
-    latency_requests: Positive = 100
-    latency_candidates: Positive = 200
+    latency_requests: Positive = Field(100, description="requests that are timed, one by one")
+    latency_candidates: Positive = Field(200, description="candidates a request ranks, and items a request retrieves")
+    threads: Positive = Field(2, description="CPU threads")
 
 
 class StageSelection(Settings):
