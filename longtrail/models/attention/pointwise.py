@@ -22,6 +22,12 @@ def pair_hidden(keys_BLD: Tensor, weights_BCHD: Tensor, bias_BCH: Tensor) -> Ten
     return flat.view(B, C, H, L)
 
 
+def pair_dense(hidden_BCHL: Tensor, weights_OH: Tensor) -> Tensor:
+    """[B, C, O, L]: a dense layer on every pair's hidden units, without the transposed copy that torch.matmul would make."""
+    B, C, H, L = hidden_BCHL.shape
+    return torch.bmm(weights_OH.expand(B * C, -1, -1), hidden_BCHL.reshape(B * C, H, L)).view(B, C, -1, L)
+
+
 def blockwise(score: Callable[[Tensor, Tensor], Tensor], weights_BCHD: Tensor, bias_BCH: Tensor, length: int) -> Tensor:
     """`score(weights, bias)` → [B, C, L], over blocks of candidates small enough to hold their hidden layer in CHUNK_BYTES."""
     B, C, H, _ = weights_BCHD.shape

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from longtrail.config import DINSettings
-from longtrail.models.attention.pointwise import blockwise, glorot, pair_hidden
+from longtrail.models.attention.pointwise import blockwise, glorot, pair_dense, pair_hidden
 from longtrail.models.contracts import Candidates, Context, History, Sizes
 from longtrail.models.embedding import BehaviourEmbedding
 from longtrail.models.head import Head
@@ -51,8 +51,8 @@ class TargetAttention(nn.Module):
         def score(weights: Tensor, bias: Tensor) -> Tensor:
             hidden_BCHL = pair_hidden(keys_BLD, weights, bias).sigmoid_()
             for middle, middle_bias in zip(self.middle, self.middle_bias, strict=True):
-                hidden_BCHL = torch.matmul(middle, hidden_BCHL).add_(middle_bias).sigmoid_()
-            return torch.matmul(self.last, hidden_BCHL)
+                hidden_BCHL = pair_dense(hidden_BCHL, middle).add_(middle_bias).sigmoid_()
+            return pair_dense(hidden_BCHL, self.last.unsqueeze(0)).squeeze(2)
 
         scores_BCL = blockwise(score, weights_BCHD, bias_BCH, keys_BLD.shape[1]).add_(self.last_bias)
         padded_B1L = ~mask_BL.unsqueeze(1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longtrail.config import SAMSettings
-from longtrail.models.attention.pointwise import blockwise, glorot, pair_hidden
+from longtrail.models.attention.pointwise import blockwise, glorot, pair_dense, pair_hidden
 from longtrail.models.contracts import Candidates, Context, History, Sizes
 from longtrail.models.embedding import BehaviourEmbedding
 from longtrail.models.head import Head
@@ -69,7 +69,7 @@ class AttentionPass(nn.Module):
 
         def score(weights: Tensor, bias: Tensor) -> Tensor:
             hidden_BCHL = pair_hidden(keys_BLD, weights, bias).sigmoid_()
-            return torch.matmul(self.second, hidden_BCHL)
+            return pair_dense(hidden_BCHL, self.second.unsqueeze(0)).squeeze(2)
 
         scores_BCL = blockwise(score, weights_BCHD, bias_BCH, keys_BLD.shape[1]).add_(self.second_bias)
         return scores_BCL.masked_fill_(~mask_BL.unsqueeze(1), -math.inf).sigmoid_()
