@@ -1,0 +1,120 @@
+"""Step `train`: one model, from the features folder to a folder of weights, card, lineage and learning curve."""
+
+import csv
+import hashlib
+import json
+import logging
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from components.command import run
+from longtrail.config import Config, load_config
+from longtrail.errors import ConfigError
+from longtrail.files import atomic_directory, atomic_file, hash_path
+
+log = logging.getLogger("train")
+
+
+def train(
+    model: Annotated[str, typer.Option(help="name of a model in `models` of params.yaml")],
+    features: Annotated[Path, typer.Option(help="folder written by build_features")] = Path("build/features"),
+    params: Annotated[Path, typer.Option(help="settings")] = Path("params.yaml"),
+    out: Annotated[Path | None, typer.Option(help="folder to write; default: build/models/MODEL")] = None,
+    checkpoints: Annotated[Path, typer.Option(help="folder of resume files: a killed run goes on from there")] = Path("build/checkpoints"),
+) -> None:
+    """Train one model and write its weights, card, lineage and learning curve.
+
+    A killed run, started again with nothing changed, resumes after its last whole epoch.
+    """
+    config = load_config(params)
+    if model not in config.models:
+        raise ConfigError(f"--model {model}: {params} has no such model; expected one of {', '.join(config.models)}")
+    train_model(config, model, features=features, out=out or Path("build/models") / model, checkpoints=checkpoints)
+
+
+def train_model(config: Config, name: str, *, features: Path, out: Path, checkpoints: Path) -> None:
+    """What the command does, with settings already read. Raises what longtrail.training.train does."""
+    from longtrail.examples import FeatureSet  # torch takes seconds: --help and a bad params.yaml need not wait for it
+    from longtrail.models.store import ModelCard, save_model
+    from longtrail.training import is_main_process, train
+
+    settings = config.models[name]
+    data = hash_path(features / "features.json")
+    feature_set = FeatureSet.open(features)
+    arguments: dict[str, Any] = {"data": data, "checkpoints": checkpoints, "ranking_metric": config.selection.ranking.metric}
+    if not is_main_process():  # on several devices Lightning starts this command again for each; the first one writes
+        train(feature_set, settings, name, config.training, **arguments)
+        return
+    with atomic_directory(out) as folder:
+        with learning_curves(folder / "dvclive") as report:
+            trained = train(feature_set, settings, name, config.training, report=report, **arguments)
+        card = ModelCard(
+            name=name, settings=settings, sizes=feature_set.sizes, actions=feature_set.actions, prior_click_rate=feature_set.prior_click_rate
+        )
+        lineage = {"features": data, "code": git_commit(), "params": hash_settings(config, name)}
+        save_model(folder / "model", trained.module, card, lineage)  # it replaces the folder it is given, the curves with it
+        for file in (folder / "model").iterdir():
+            file.replace(folder / file.name)
+        (folder / "model").rmdir()
+        write_curve(folder / "learning_curve.csv", trained.curve)
+    if trained.checkpoint is not None:
+        trained.checkpoint.remove()
+    log.info("%s: %s", out, trained.summary())
+
+
+def hash_settings(config: Config, name: str) -> str:
+    """SHA-256 of everything in params.yaml that this training reads."""
+    values = {"model": config.models[name].model_dump(mode="json"), "training": config.training.model_dump(mode="json")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def git_commit() -> str | None:
+    """The commit of the code, None outside a git repository."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def write_curve(path: Path, rows: list[dict[str, float]]) -> None:
+    """One line an epoch. No times: the same training writes the same file."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic_file(path) as aside, aside.open("w", newline="", encoding="utf-8") as text:
+        writer = csv.DictWriter(text, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@contextmanager
+def learning_curves(folder: Path) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Yields a function that shows a row to DVC while training goes on (`dvc plots show`, `dvc exp show`).
+
+    Inside a git repository without DVC nothing is shown, because DVCLive would make a DVC repository of it, unasked.
+    """
+    above = [Path.cwd(), *Path.cwd().parents]
+    if any((place / ".git").exists() for place in above) and not any((place / ".dvc").is_dir() for place in above):
+        log.info("no DVC repository here: the learning curve goes to learning_curve.csv only")
+        yield lambda row: None
+        return
+    from dvclive import Live
+
+    with Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+
+        def show(row: dict[str, float]) -> None:
+            live.step = int(row["epoch"])
+            for name, value in row.items():
+                if name != "epoch":
+                    live.log_metric(name.replace("@", "_at_"), value)
+            live.make_summary()
+
+        yield show
+
+
+if __name__ == "__main__":
+    run(train)

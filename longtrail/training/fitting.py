@@ -1,0 +1,183 @@
+"""From a features folder and settings to a trained model: what `components.train` and a notebook call."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+from longtrail.config import Model, PopularityRankerSettings, PopularityRetrieverSettings, TrainingSettings
+from longtrail.examples import FeatureSet, RankingBatches, SequenceBatches, TargetBatch, TargetBatches, seen_items
+from longtrail.models.registry import build_model
+from longtrail.retrieval.index import Exclusion
+from longtrail.training.checkpoints import Checkpoint, Progress, Row, fingerprint
+from longtrail.training.learners import Learner, RankerLearner, RetrieverLearner
+from longtrail.training.loop import EpochKeeper, Report, Share, accelerator_of, make_trainer, reproducible
+
+RANKING_METRICS = ("gauc", "auc")  # those a ranker can be stopped by: larger is better
+RETRIEVAL_METRIC = "ndcg@10"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training gives back. `checkpoint` is to be removed once the model is safe on disk."""
+
+    module: nn.Module  # with the best epoch's weights, in eval mode on the CPU
+    metric: str
+    value: float | None  # the metric on the validation split; None where it cannot be computed there
+    best_epoch: int  # 0: fitted, not trained
+    curve: list[Row]  # a row an epoch
+    resumed_from: int  # epochs that an earlier, killed run had done
+    checkpoint: Checkpoint | None
+
+    def summary(self) -> str:
+        """One line for a log."""
+        value = "unknown" if self.value is None else f"{self.value:.4f}"
+        return f"valid {self.metric} {value}" + (f" at epoch {self.best_epoch} of {len(self.curve)}" if self.best_epoch else "")
+
+
+def train(
+    features: FeatureSet,
+    settings: Model,
+    name: str,
+    training: TrainingSettings,
+    *,
+    data: str,
+    checkpoints: Path | None = None,
+    ranking_metric: str = "gauc",
+    report: Report | None = None,
+) -> Trained:
+    """Train the model that `settings` describe.
+
+    `data` identifies the features (the hash of features.json). With `checkpoints`, an interrupted training of the same name, settings and
+    data is resumed from there, and on a CPU ends with bit-equal weights. `report` is called with each row of the curve, those of an earlier
+    run included. Popularity is fitted from the catalogue's counts of the training period. Raises HistoryError where the features have nothing
+    to learn from, ConfigError where a GPU is asked for and absent, DivergedError where the loss stops being a number.
+    """
+    metric = RETRIEVAL_METRIC
+    if settings.stage == "ranking":
+        metric = ranking_metric if ranking_metric in RANKING_METRICS else RANKING_METRICS[0]
+    with reproducible(training):
+        module = build_model(settings, features.sizes)
+        if isinstance(settings, PopularityRankerSettings | PopularityRetrieverSettings):
+            return _fit_popularity(module, features, settings, training, metric=metric, report=report)
+        parts: dict[str, Any] = {
+            "settings": settings.model_dump(mode="json"),
+            "training": training.model_dump(mode="json"),
+            "data": data,
+            "metric": metric,
+        }
+        checkpoint = Checkpoint(checkpoints, name, fingerprint(name=name, **parts)) if checkpoints is not None else None
+        return _train_network(module, features, settings, training, metric=metric, checkpoint=checkpoint, report=report, name=name)
+
+
+def _train_network(
+    module: nn.Module,
+    features: FeatureSet,
+    settings: Any,
+    training: TrainingSettings,
+    *,
+    metric: str,
+    checkpoint: Checkpoint | None,
+    report: Report | None,
+    name: str,
+) -> Trained:
+    found = checkpoint.load() if checkpoint is not None else None
+    progress, weights, optimiser = found if found is not None else (Progress(), {}, {})
+    learner = _learner(module, features, settings)
+    if found is not None:
+        log.info("%s: resuming after epoch %d", name, progress.epochs)
+        module.load_state_dict(weights)
+        learner.optimiser_state = optimiser
+    resumed_from = progress.epochs
+    if report is not None and is_main_process():
+        for row in progress.curve:
+            report(row)
+    epochs = settings.max_epochs - progress.epochs
+    if epochs > 0 and not progress.exhausted(settings.patience):
+        batches, valid = _training_batches(features, settings, training.seed), _validation_batches(features, settings, training)
+        batches.set_epoch(progress.epochs)
+        keeper = EpochKeeper(
+            progress, checkpoint, batches, metric=metric, patience=settings.patience, epochs=settings.max_epochs, seed=training.seed, report=report
+        )
+        trainer = make_trainer(training, [keeper], epochs)
+        log.info("%s: %s parameters, %d steps an epoch, %s", name, f"{sum(p.numel() for p in module.parameters()):,}", len(batches), _place(training))
+        trainer.fit(learner, Share(batches, trainer.global_rank, trainer.world_size), valid)
+    if progress.best:
+        module.load_state_dict(progress.best)
+    else:
+        log.warning("%s: the validation split cannot tell %s; the last epoch's weights are kept", name, metric)
+    return Trained(
+        module=module.cpu().eval(),
+        metric=metric,
+        value=progress.best_value,
+        best_epoch=progress.best_epoch or progress.epochs,
+        curve=progress.curve,
+        resumed_from=resumed_from,
+        checkpoint=checkpoint,
+    )
+
+
+def _fit_popularity(module: Any, features: FeatureSet, settings: Any, training: TrainingSettings, *, metric: str, report: Report | None) -> Trained:
+    """Counts of the training period into the module's buffers, and one pass over the validation split to have a curve of one point."""
+    catalogue = features.catalogue
+    module.fit(
+        events=catalogue.train_events,
+        impressions=catalogue.train_impressions,
+        clicks=catalogue.train_clicks,
+        prior_click_rate=features.prior_click_rate,
+    )
+    learner = _learner(module, features, settings)
+    valid = _validation_batches(features, settings, training)
+    if valid is not None:
+        make_trainer(training.model_copy(update={"devices": 1}), [], 1).validate(learner, valid, verbose=False)
+    row: Row = {"epoch": 0, **{f"valid_{key}": value for key, value in learner.metrics.items()}}
+    if report is not None and is_main_process():
+        report(row)
+    return Trained(
+        module=module.cpu().eval(), metric=metric, value=learner.metrics.get(metric), best_epoch=0, curve=[row], resumed_from=0, checkpoint=None
+    )
+
+
+_FITTED_BATCH = 256  # requests per step of the one pass a fitted model takes over the validation split
+_FITTED_HISTORY = 1  # which it does not read
+
+
+def _learner(module: nn.Module, features: FeatureSet, settings: Any) -> Learner:
+    if settings.stage == "ranking":
+        return RankerLearner(module, settings)
+
+    def exclude(batch: TargetBatch) -> Exclusion:
+        return Exclusion(*seen_items(features, batch.users_B.cpu().numpy(), batch.history_length_B.cpu().numpy()))
+
+    return RetrieverLearner(module, settings, exclude)
+
+
+def _training_batches(features: FeatureSet, settings: Any, seed: int) -> Any:
+    if settings.stage == "ranking":
+        return RankingBatches(features, "train", max_history=settings.max_history, batch_size=settings.batch_size, seed=seed)
+    return SequenceBatches(features, max_history=settings.max_history, batch_size=settings.batch_size, seed=seed)
+
+
+def _validation_batches(features: FeatureSet, settings: Any, training: TrainingSettings) -> Any:
+    table = features.examples("valid") if settings.stage == "ranking" else features.targets("valid")
+    if table.num_rows == 0:
+        return None
+    shape = {"max_history": getattr(settings, "max_history", _FITTED_HISTORY), "batch_size": getattr(settings, "batch_size", _FITTED_BATCH)}
+    if settings.stage == "ranking":
+        return RankingBatches(features, "valid", **shape)
+    return TargetBatches(features, "valid", **shape, max_per_user=training.validation_targets_per_user)
+
+
+def is_main_process() -> bool:
+    """False in the processes that Lightning starts beside the first for training on several devices."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def _place(training: TrainingSettings) -> str:
+    accelerator, devices, precision = accelerator_of(training)
+    return f"{devices} × {accelerator}, {precision}"

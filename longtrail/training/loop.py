@@ -1,0 +1,214 @@
+"""The loop around a learner: Lightning's trainer with early stopping, best weights, resume files and progress."""
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
+
+from longtrail.config import TrainingSettings
+from longtrail.errors import ConfigError
+from longtrail.training.checkpoints import Checkpoint, Progress, Row
+from longtrail.training.learners import Learner
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[Row], None]
+
+
+class Batches(Protocol):
+    """A data source whose order is a pure function of its seed and the epoch."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int: ...
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+class Share:
+    """Process `rank`'s batches of `world`: every world-th one. All processes get the same number, so the last round may repeat batches of the first.
+
+    >>> [list(Share([10, 11, 12], rank, 2)) for rank in (0, 1)]
+    [[10, 12], [11, 10]]
+    """
+
+    def __init__(self, batches: Iterable[Any], rank: int, world: int) -> None:
+        self.batches, self.rank, self.world = batches, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.batches) // self.world)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        first: list[Any] = []
+        count = 0
+        for count, batch in enumerate(self.batches, start=1):
+            if len(first) < self.world:
+                first.append(batch)
+            if (count - 1) % self.world == self.rank:
+                yield batch
+        if count and self.rank >= (count % self.world or self.world):
+            yield first[(self.rank - count % self.world) % len(first)]
+
+
+class EpochKeeper(Callback):
+    """Seeds each epoch; after it, judges it, writes the resume file, reports a row of the curve and stops when patience is out.
+
+    Randomness inside an epoch (dropout, sampled negatives) depends on (seed, epoch) alone, so an epoch needs no memory of the ones before it
+    but the weights, the optimiser's state and the Progress.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        checkpoint: Checkpoint | None,
+        batches: Batches,
+        *,
+        metric: str,
+        patience: int,
+        epochs: int,
+        seed: int,
+        report: Report | None,
+    ) -> None:
+        self.progress, self.checkpoint, self.batches = progress, checkpoint, batches
+        self.metric, self.patience, self.epochs, self.seed, self.report = metric, patience, epochs, seed, report
+        self._began = 0.0
+        self._trained = float("inf")
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        pl_module.epoch = self.progress.epochs + 1
+        # Not only by the epoch: processes of one training must not draw the same dropout masks.
+        torch.manual_seed(_seed(self.seed, self.progress.epochs, trainer.global_rank))
+        self._began, self._trained = time.perf_counter(), float("inf")
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._trained = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        learner = pl_module
+        assert isinstance(learner, Learner)
+        learner.check()
+        # One process decides for all: were each to decide from its own rounding, one might stop and leave the others waiting.
+        row: Row = trainer.strategy.broadcast({"train_loss": learner.train_loss(), **{f"valid_{k}": v for k, v in learner.metrics.items()}})
+        progress = self.progress
+        progress.epochs += 1
+        row = {"epoch": progress.epochs, **row}
+        progress.curve.append(row)
+        value = row.get(f"valid_{self.metric}", float("nan"))
+        if value == value and (progress.best_value is None or value > progress.best_value):
+            progress.best_value, progress.best_epoch, progress.waited = value, progress.epochs, 0
+            progress.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in learner.model.state_dict().items()}
+        else:
+            progress.waited += 1
+        self.batches.set_epoch(progress.epochs)  # the next one's
+        if trainer.is_global_zero:
+            self._tell(trainer, learner, row)
+            if self.checkpoint is not None:
+                optimiser = trainer.optimizers[0]
+                self.checkpoint.save(progress, learner.model.state_dict(), optimiser.state_dict())
+            if self.report is not None:
+                self.report(row)
+        if progress.exhausted(self.patience):
+            trainer.should_stop = True
+
+    def _tell(self, trainer: lightning.Trainer, learner: Learner, row: Row) -> None:
+        seconds = time.perf_counter() - self._began
+        training = max(min(self._trained, time.perf_counter()) - self._began, 1e-9)
+        value = row.get(f"valid_{self.metric}", float("nan"))
+        log.info(
+            "epoch %d/%d: loss %.4f, valid %s %.4f%s, %.1f s, %s examples/s",
+            self.progress.epochs,
+            self.epochs,
+            row["train_loss"],
+            self.metric,
+            value,
+            " (best)" if self.progress.waited == 0 else "",
+            seconds,
+            f"{learner.examples * trainer.world_size / training:,.0f}",
+        )
+
+
+class Bar(Callback):
+    """One bar an epoch, on a terminal."""
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        self.bar = tqdm(total=int(trainer.num_training_batches), desc=f"epoch {pl_module.epoch}", unit="step", leave=False)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        self.bar.update()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.bar.close()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.bar.close()  # where there was no validation
+
+
+def _seed(seed: int, epoch: int, rank: int) -> int:
+    """One well-mixed 63-bit seed of three numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    for number in (epoch, rank):
+        generator.manual_seed(int(torch.randint(2**62, (1,), generator=generator)) ^ number)
+    return int(torch.randint(2**62, (1,), generator=generator))
+
+
+def accelerator_of(training: TrainingSettings) -> tuple[str, int, str]:
+    """Lightning's accelerator, devices and precision. Raises ConfigError where a GPU is asked for and not there."""
+    cuda = torch.cuda.is_available()
+    if training.accelerator == "gpu" and not cuda:
+        raise ConfigError("training.accelerator: gpu, but torch sees no GPU; expected cpu or auto on this machine")
+    on_gpu = cuda and training.accelerator != "cpu"
+    if on_gpu and training.devices > torch.cuda.device_count():
+        raise ConfigError(f"training.devices: {training.devices}, but torch sees {torch.cuda.device_count()} GPU(s)")
+    # Where auto found no GPU, the number was meant for GPUs.
+    devices = training.devices if on_gpu or training.accelerator == "cpu" else 1
+    bf16 = training.precision == "bf16" or (training.precision == "auto" and on_gpu)
+    return "gpu" if on_gpu else "cpu", devices, "bf16-mixed" if bf16 else "32-true"
+
+
+def make_trainer(training: TrainingSettings, callbacks: Sequence[Callback], epochs: int) -> lightning.Trainer:
+    accelerator, devices, precision = accelerator_of(training)
+    return lightning.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision=precision,  # type: ignore[arg-type]
+        max_epochs=epochs,
+        gradient_clip_val=training.gradient_clip,
+        # Some GPU kernels have no deterministic form; a warning is then better than no model.
+        deterministic=True if accelerator == "cpu" else "warn",
+        callbacks=list(callbacks) + ([Bar()] if sys.stderr.isatty() else []),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+@contextmanager
+def reproducible(training: TrainingSettings) -> Iterator[None]:
+    """Seed and threads as in the settings, Lightning's chatter off; the process's own state is put back afterwards."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    chatter = logging.getLogger("lightning.pytorch")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    try:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning.*")
+            torch.set_num_threads(training.threads)
+            torch.manual_seed(training.seed)
+            yield
+    finally:
+        chatter.setLevel(level)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
