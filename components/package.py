@@ -1,0 +1,251 @@
+"""Step `package`: the winner as a Bento, a folder that holds everything the endpoint needs, whose scores were checked against the offline ones."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from components.command import QUIET, run
+from components.train import git_commit
+from longtrail.config import Config, load_config
+from longtrail.errors import ModelError
+from longtrail.files import atomic_directory, hash_path, read_json, write_json
+
+log = logging.getLogger("package")
+
+SOURCES = ("longtrail", "features", "serving")
+# What the endpoint imports at run time, and nothing that only the pipeline needs (kfp, great-expectations, dvc, lightning).
+REQUIREMENTS = ("torch", "safetensors", "numpy", "pandas", "pyarrow", "duckdb", "ibis-framework", "pydantic", "PyYAML", "typer", "tqdm", "scipy")
+FEAST_EXTRAS = "duckdb,redis"
+PARITY_REQUESTS = 16
+
+
+def package(
+    champion: Annotated[Path, typer.Option(help="folder written by select")] = Path("build/champion"),
+    features: Annotated[Path, typer.Option(help="folder written by build_features")] = Path("build/features"),
+    tables: Annotated[Path, typer.Option(help="folder written by ingest")] = Path("build/tables"),
+    validation: Annotated[Path, typer.Option(help="folder written by validate")] = Path("build/validation"),
+    report: Annotated[Path, typer.Option(help="folder written by ab_test: its verdict decides which ranker is packaged")] = Path("build/ab"),
+    params: Annotated[Path, typer.Option(help="settings")] = Path("params.yaml"),
+    bento: Annotated[Path, typer.Option(help="the Bento to write")] = Path("build/bento"),
+) -> None:
+    """Package the retriever with the champion ranker if it won the A/B test, else with the incumbent.
+
+    Raises ModelError where a part is missing, or where the packaged service scores a request otherwise than offline; then `bento` stays as it was.
+    """
+    config = load_config(params)
+    choice = choose(champion, report)
+    lineage = lineage_of(config, features=features, tables=tables, validation=validation)
+    with tempfile.TemporaryDirectory(prefix=".bento-", dir=_parent(bento)) as workshop:
+        stage = Path(workshop) / "stage"
+        copy_sources(stage)
+        artifacts = stage / "artifacts"
+        write_artifacts(artifacts, champion=champion, features=features, params=params, choice=choice, lineage=lineage)
+        write_parity(artifacts / "parity.parquet", features, retriever=champion / "retriever", ranker=champion / choice["folder"])
+        write_bentofile(stage, {**choice["labels"], **{name: value or "" for name, value in lineage.items()}})
+        built = build(stage, home=Path(workshop) / "home", version=_version(lineage, choice))
+        difference = check_scores(built)
+        with atomic_directory(bento) as aside:
+            aside.rmdir()
+            built.rename(aside)
+    log.info("%s; scores within %.1e of the offline ones", choice["sentence"], difference)
+    log.info('%s is ready: python -m serving.run --bento %s, or bentoml serve "$PWD/%s"', bento, bento, bento)
+
+
+def choose(champion: Path, report: Path) -> dict[str, Any]:
+    """Which ranker: its folder below `champion`, its name and why, as labels and as a sentence. Raises ModelError for a missing file or key."""
+    selection, verdict_file = champion / "selection.json", report / "report.json"
+    try:
+        selected = read_json(selection)
+        retriever, winner, incumbent = selected["retriever"]["name"], selected["ranker"]["name"], selected["incumbent"]
+        verdict = read_json(verdict_file)["verdict"]
+    except FileNotFoundError as error:
+        raise ModelError(f"{error.filename}: no such file; expected the output of select and of ab_test") from None
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{selection}, {verdict_file}: no {error}; expected what select and ab_test write") from None
+    if verdict == "win":
+        folder, ranker = "ranker", winner
+        sentence = f"packaged the champion {winner}: it won the A/B test against {incumbent}"
+    else:
+        folder, ranker = "incumbent", incumbent
+        sentence = f"packaged the incumbent {incumbent}: the A/B verdict on the champion {winner} is {verdict!r}"
+    labels = {"arm": ranker, "ranker": ranker, "retriever": retriever, "champion": winner, "incumbent": incumbent, "verdict": verdict}
+    return {"folder": folder, "sentence": sentence, "labels": labels}
+
+
+def lineage_of(config: Config, *, features: Path, tables: Path, validation: Path) -> dict[str, str | None]:
+    """serving.artifacts.Lineage: SHA-256 of what the Bento is made from. Raises ModelError naming a missing file."""
+    try:
+        return {
+            "raw_data": read_json(tables / "counts.json")["source_sha256"],
+            "validation": hash_path(validation / "result.json"),
+            "feature_definitions": read_json(features / "features.json")["hashes"]["feature_definitions"],
+            "features": _digest([hash_path(features / name) for name in ("features.json", "feast/feature_store.yaml", "feast/registry.db")]),
+            "parameters": _digest(config.model_dump(mode="json")),
+            "code": git_commit(),
+        }
+    except FileNotFoundError as error:
+        raise ModelError(f"{error.filename}: no such file; expected the outputs of ingest, validate and build_features") from None
+
+
+def copy_sources(stage: Path) -> None:
+    """The Python files of SOURCES."""
+    root = Path(__file__).resolve().parent.parent
+    for name in SOURCES:
+        for file in sorted((root / name).rglob("*.py")):
+            target = stage / file.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+
+
+def write_artifacts(folder: Path, *, champion: Path, features: Path, params: Path, choice: dict[str, Any], lineage: dict[str, str | None]) -> None:
+    """serving.artifacts, but for the parity file."""
+    folder.mkdir(parents=True)
+    meta = read_json(features / "features.json")
+    for target, source in (("retriever", champion / "retriever"), ("ranker", champion / choice["folder"])):
+        if not source.is_dir():
+            raise ModelError(f"{source}: no such folder; expected a model, as select writes it")
+        shutil.copytree(source, folder / target, ignore=shutil.ignore_patterns("dvclive"))
+    for name in ("catalogue.parquet", "users.parquet"):
+        shutil.copyfile(features / name, folder / name)
+    if not (features / "feast" / "feature_store.yaml").exists():
+        raise ModelError(f"{features / 'feast'}: no feature_store.yaml; expected the Feast repository that build_features writes")
+    # The offline files are for training alone.
+    shutil.copytree(features / "feast", folder / "feast", ignore=shutil.ignore_patterns("offline", "__pycache__"))
+    shutil.copyfile(params, folder / "params.yaml")
+    write_json(
+        folder / "manifest.json",
+        {
+            "format": 1,
+            **choice["labels"],
+            "prior_click_rate": meta["prior_click_rate"],
+            "actions": meta["actions"],
+            "users": meta["users"],
+            "sizes": meta["sizes"],
+            "lineage": lineage,
+        },
+    )
+
+
+def write_parity(path: Path, features: Path, *, retriever: Path, ranker: Path) -> None:
+    """Requests of the test split, from the shortest history to the longest, with the scores that evaluation gives them (serving.parity's schema)."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
+
+    from longtrail.examples import FeatureSet, RankingBatches, history_tensors
+    from longtrail.models.store import load_model
+    from longtrail.retrieval.dense import DenseIndex
+    from longtrail.retrieval.index import Exclusion
+    from longtrail.schema import ITEM_STATISTICS, USER_STATISTICS
+
+    feature_set = FeatureSet.open(features)
+    ranking, retrieval = load_model(ranker), load_model(retriever)
+    split = next((name for name in ("test", "valid") if feature_set.examples(name).num_rows), "train")
+    reads = [getattr(model.card.settings, "max_history", 1) for model in (ranking, retrieval)]
+    batches = RankingBatches(feature_set, split, max_history=reads[0], batch_size=1)
+    by_length = np.argsort(batches.history_length_R, kind="stable")
+    chosen = np.unique(by_length[np.linspace(0, len(by_length) - 1, min(PARITY_REQUESTS, len(by_length))).astype(int)])
+    examples = feature_set.examples(split)
+    rows = []
+    with torch.inference_mode():
+        index = DenseIndex.build(retrieval.module.item_vectors())  # type: ignore[operator]
+        for request in chosen:
+            batch = batches.make(np.array([request]))
+            user, length = batches.users_R[[request]], batches.history_length_R[[request]]
+            stored = feature_set.history.gather(user, length, max(reads))
+            shown = examples.slice(batches.starts_R1[request], batches.starts_R1[request + 1] - batches.starts_R1[request])
+            past = {name: getattr(stored, f"{name}_BL")[0, : stored.lengths_B[0]].tolist() for name in ("items", "actions", "times")}
+            vector = retrieval.module.user_vectors(history_tensors(feature_set.history.gather(user, length, reads[1]), feature_set.catalogue))  # type: ignore[operator]
+            _, scores = index.topk(vector, 20, exclude=Exclusion(np.array([0, len(past["items"])]), np.array(past["items"], np.int64)))
+            logits = ranking.module(batch.history, batch.candidates, batch.context)
+            rows.append(
+                {
+                    "request_id": shown["request_id"][0].as_py(),
+                    "time": int(batches.times_R[request]),
+                    **{f"history_{name}": values for name, values in past.items()},
+                    "history_length": int(length[0]),
+                    **{name: shown[name][0].as_py() for name in USER_STATISTICS},
+                    "candidates": shown["item_id"].to_pylist(),
+                    **{name: shown[name].to_pylist() for name in ITEM_STATISTICS},
+                    "logits": logits[0].double().tolist(),
+                    "retrieved": [score for score in scores[0].double().tolist() if score > -np.inf],
+                }
+            )
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def write_bentofile(stage: Path, labels: dict[str, str]) -> None:
+    bentofile = {
+        "service": "serving.service:Longtrail",
+        "name": "longtrail",
+        "description": "Longtrail: recommends from each person's whole history. What it was made from stands in the labels.",
+        "labels": labels,
+        "include": [*(f"{name}/" for name in SOURCES), "artifacts/"],
+        "python": {"packages": requirements(), "lock_packages": False},
+    }
+    (stage / "bentofile.yaml").write_text(yaml.safe_dump(bentofile, sort_keys=False), encoding="utf-8")
+
+
+def requirements() -> list[str]:
+    """REQUIREMENTS and Feast as they are installed here; BentoML adds itself. Build tags (+cpu) are left out: the index knows what fits."""
+    pinned = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+    return [*pinned, f"feast[{FEAST_EXTRAS}]=={metadata.version('feast')}"]
+
+
+def build(stage: Path, *, home: Path, version: str) -> Path:
+    """`bentoml build`, with a store of its own, without network; returns the Bento's folder. Raises ModelError with BentoML's message."""
+    home.mkdir()
+    _run(["-m", "bentoml", "build", str(stage), "--version", version, "--output", "tag"], stage, "bentoml build", BENTOML_HOME=str(home))
+    return home / "bentos" / "longtrail" / version
+
+
+def check_scores(built: Path) -> float:
+    """Score the parity requests with the packaged code and weights alone; the largest difference. Raises ModelError where it is too large."""
+    output = _run(["-m", "serving.parity", "artifacts"], built / "src", "packaged scores differ from the offline ones")
+    return float(output.split()[-1])
+
+
+def _run(arguments: list[str], folder: Path, what: str, **environment: str) -> str:
+    """Run Python in `folder`, whose packages come first; nothing of it is imported here."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**inherited, **QUIET, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ModelError(f"{what}: {(done.stderr.strip() or done.stdout.strip())[-2000:]}")
+    return done.stdout
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _version(lineage: dict[str, str | None], choice: dict[str, Any]) -> str:
+    """The Bento's version says what it was made from: the same inputs, the same version."""
+    return _digest([lineage, choice["labels"]])[:16]
+
+
+def _parent(path: Path) -> Path:
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    return path.absolute().parent
+
+
+if __name__ == "__main__":
+    run(package)

@@ -1,0 +1,117 @@
+"""What a Bento carries for the service, opened and checked against each other. Written by components.package, read here.
+
+`artifacts/` of the Bento:
+  manifest.json                         Manifest
+  params.yaml                           the settings everything was made with
+  retriever/ ranker/                    model folders (weights as safetensors, card)
+  catalogue.parquet users.parquet       vocabularies; item statistics at the end of the log
+  feast/                                feature definitions and the snapshot of the online store
+  parity.parquet                        requests with their offline scores (serving.parity)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+from pydantic import ValidationError as PydanticError
+
+from longtrail.catalogue import Catalogue
+from longtrail.config import ServingSettings, load_config
+from longtrail.errors import ModelError
+from longtrail.models.contracts import Sizes
+from longtrail.models.store import LoadedModel, check_fits, load_model
+
+ARTIFACTS = "artifacts"
+
+
+class Lineage(BaseModel):
+    """SHA-256 (hex) of what the Bento was made from; the commit of the code, null outside a git checkout."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    raw_data: str
+    validation: str
+    feature_definitions: str
+    features: str
+    parameters: str
+    code: str | None
+
+
+class Manifest(BaseModel):
+    """What stands in the Bento and why."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    arm: str
+    retriever: str
+    ranker: str
+    champion: str
+    incumbent: str
+    verdict: str
+    prior_click_rate: float
+    actions: tuple[str, ...]
+    users: int
+    sizes: Sizes
+    lineage: Lineage
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Raises ModelError naming the file and every bad key."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelError(f"{path}: no such file; expected the manifest of a Bento") from None
+        except PydanticError as error:
+            keys = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+            raise ModelError(f"{path}: {keys}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifacts:
+    """An open `artifacts` folder."""
+
+    folder: Path
+    manifest: Manifest
+    settings: ServingSettings
+    catalogue: Catalogue
+    users: dict[str, int]  # raw key to dense id
+    retriever: LoadedModel
+    ranker: LoadedModel
+
+    @classmethod
+    def open(cls, folder: Path) -> "Artifacts":
+        """Raises ModelError where a model does not fit the catalogue, the actions or the manifest; ConfigError, HistoryError for damaged files."""
+        manifest = Manifest.read(folder / "manifest.json")
+        opened = cls(
+            folder=folder,
+            manifest=manifest,
+            settings=load_config(folder / "params.yaml").serving,
+            catalogue=Catalogue.open(folder / "catalogue.parquet"),
+            users=_users(folder / "users.parquet", manifest.users),
+            retriever=load_model(folder / "retriever"),
+            ranker=load_model(folder / "ranker"),
+        )
+        _require(folder / "catalogue.parquet", "items", opened.catalogue.items, manifest.sizes.items)
+        for part, name, model in (("retriever", manifest.retriever, opened.retriever), ("ranker", manifest.ranker, opened.ranker)):
+            _require(folder / part, "name", model.card.name, name)
+            check_fits(model.card, manifest.sizes, manifest.actions)
+        return opened
+
+    @property
+    def snapshot(self) -> Path:
+        return self.folder / "feast"
+
+
+def _users(path: Path, expected: int) -> dict[str, int]:
+    table = pq.read_table(path, columns=["user_key", "user_id"])
+    users = dict(zip(table["user_key"].to_pylist(), table["user_id"].to_pylist(), strict=True))
+    _require(path, "users", len(users), expected)
+    return users
+
+
+def _require(path: Path, what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise ModelError(f"{path}: {what}: found {found!r}; the manifest says {expected!r}")

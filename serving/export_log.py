@@ -1,0 +1,165 @@
+"""The service's log as a data set: `python -m serving.export_log STATE OUT`.
+
+STATE is the service's state folder ($LONGTRAIL_STATE; it may be in use), OUT a folder that is replaced:
+  impressions.parquet  one row an item shown (user, item, timestamp, click, request, position, propensity, policy); the click came through /events
+  candidates.parquet   one row an item that could have been shown (request, item): what an offline A/B test on this log needs
+  events.parquet       events that were no click on a list (user, item, timestamp, action, value, written_at)
+  dataset.yaml         the `dataset` section of params.yaml that reads impressions.parquet
+Keys are raw, times UTC, propensities conditional on the items above.
+"""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from longtrail.errors import DatasetError, LongtrailError
+from longtrail.files import atomic_directory
+from serving.engine import FALLBACK_ARM
+
+_ANSWERS = {
+    "request_id": "VARCHAR",
+    "user": "VARCHAR",
+    "timestamp": "BIGINT",
+    "policy": "VARCHAR",
+    "items": "VARCHAR[]",
+    "propensities": "DOUBLE[]",
+    "candidates": "VARCHAR[]",
+}
+_EVENTS = {
+    "event_id": "VARCHAR",
+    "user": "VARCHAR",
+    "item": "VARCHAR",
+    "timestamp": "BIGINT",
+    "action": "VARCHAR",
+    "value": "DOUBLE",
+    "request": "VARCHAR",
+    "written_at": "BIGINT",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """Rows written, clicks that fit no shown item, and lines that a crash left torn."""
+
+    impressions: int
+    clicks: int
+    candidates: int
+    events: int
+    clicks_without_impression: int
+    torn_lines: int
+
+
+def export_log(state: Path, out: Path, *, fallback: bool = False) -> Exported:
+    """Write OUT from STATE. Lists of the popularity fallback are left out unless `fallback`: they were no draw of the policy.
+
+    Raises DatasetError where there is no log.
+    """
+    import duckdb
+
+    answers, events = state / "log" / "answers.jsonl", state / "log" / "events.csv"
+    for file in (answers, events):
+        if not file.exists():
+            raise DatasetError(f"{file}: no such file; expected the log of a service whose state folder is {state}")
+    with duckdb.connect() as connection, atomic_directory(out) as aside:
+        torn = _read(connection, answers, events)
+        connection.execute("SET TimeZone = 'UTC'")
+        kept = "" if fallback else f"WHERE policy <> '{FALLBACK_ARM}'"
+        connection.execute(f"CREATE VIEW lists AS SELECT * FROM answers {kept}")
+        connection.execute(
+            "CREATE VIEW shown AS SELECT request_id, user, timestamp, policy, unnest(items) AS item, unnest(propensities) AS propensity, "
+            "generate_subscripts(items, 1)::INTEGER AS position FROM lists"
+        )
+        connection.execute("CREATE TABLE clicked AS SELECT DISTINCT request, item FROM events WHERE request IS NOT NULL")
+        impressions = _write(
+            connection,
+            "SELECT s.user, s.item, make_timestamptz(s.timestamp) AS timestamp, (c.item IS NOT NULL)::TINYINT AS click, s.request_id AS request, "
+            "s.position, s.propensity, s.policy FROM shown s LEFT JOIN clicked c ON c.request = s.request_id AND c.item = s.item "
+            "ORDER BY s.timestamp, s.request_id, s.position",
+            aside / "impressions.parquet",
+        )
+        candidates = _write(
+            connection,
+            "SELECT request_id AS request, unnest(candidates) AS item FROM lists ORDER BY timestamp, request_id",
+            aside / "candidates.parquet",
+        )
+        others = _write(
+            connection,
+            "SELECT user, item, make_timestamptz(timestamp) AS timestamp, action, value, make_timestamptz(written_at) AS written_at FROM events e "
+            "WHERE NOT EXISTS (FROM shown s WHERE s.request_id = e.request AND s.item = e.item) ORDER BY written_at",
+            aside / "events.parquet",
+        )
+        clicks = _count(connection, f"FROM read_parquet('{_quoted(aside / 'impressions.parquet')}') WHERE click = 1")
+        stray = _count(connection, "FROM clicked c WHERE NOT EXISTS (FROM shown s WHERE s.request_id = c.request AND s.item = c.item)")
+        (aside / "dataset.yaml").write_text(yaml.safe_dump(_dataset(out), sort_keys=False), encoding="utf-8")
+    return Exported(impressions=impressions, clicks=clicks, candidates=candidates, events=others, clicks_without_impression=stray, torn_lines=torn)
+
+
+def _read(connection: Any, answers: Path, events: Path) -> int:
+    """Tables `answers` and `events`; returns how many lines were no rows."""
+    columns = ", ".join(f"{name}: '{kind}'" for name, kind in _ANSWERS.items())
+    connection.execute(
+        f"CREATE TABLE answers AS SELECT * FROM read_json('{_quoted(answers)}', format = 'newline_delimited', ignore_errors = true, "
+        f"maximum_object_size = 67108864, columns = {{{columns}}}) WHERE request_id IS NOT NULL"
+    )
+    columns = ", ".join(f"'{name}': '{kind}'" for name, kind in _EVENTS.items())
+    connection.execute(
+        f"CREATE TABLE events AS SELECT * FROM read_csv('{_quoted(events)}', header = true, delim = ',', quote = '\"', escape = '\"', "
+        f"nullstr = '', allow_quoted_nulls = false, auto_detect = false, ignore_errors = true, parallel = false, columns = {{{columns}}}) "
+        "WHERE user IS NOT NULL AND written_at IS NOT NULL"
+    )
+    lines = sum(_lines(file) for file in (answers, events)) - 1  # the header
+    return lines - _count(connection, "FROM answers") - _count(connection, "FROM events")
+
+
+def _lines(path: Path) -> int:
+    """Lines that hold anything."""
+    with path.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+def _write(connection: Any, query: str, path: Path) -> int:
+    connection.execute(f"COPY ({query}) TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)")
+    return _count(connection, f"FROM read_parquet('{_quoted(path)}')")
+
+
+def _count(connection: Any, rows: str) -> int:
+    return int(connection.execute(f"SELECT count(*) {rows}").fetchone()[0])
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
+
+
+def _dataset(out: Path) -> dict[str, Any]:
+    names = ("user", "item", "timestamp", "click", "request", "position", "propensity", "policy")
+    return {
+        "dataset": {
+            "kind": "event_log",
+            "source": str(out / "impressions.parquet"),
+            "columns": {name: name for name in names},
+            "timestamp_unit": "us",
+            "propensity_kind": "conditional",
+        }
+    }
+
+
+def main(
+    state: Annotated[Path, typer.Argument(help="the service's state folder ($LONGTRAIL_STATE)")],
+    out: Annotated[Path, typer.Argument(help="folder to write; what stands there is replaced")],
+    fallback: Annotated[bool, typer.Option(help="also export the popularity lists shown to unknown users")] = False,
+) -> None:
+    """Turn the service's log into impressions, candidates and events that ingest and ab_test read."""
+    try:
+        exported = export_log(state, out, fallback=fallback)
+    except LongtrailError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    print(", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in asdict(exported).items()), f"-> {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,86 @@
+"""From features to scores: the same tensors as in training (longtrail.examples), one vectorised pass a request, no BentoML and no Feast.
+
+B requests, L history, C candidates, D width, N items, K results.
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longtrail.catalogue import Catalogue
+from longtrail.config import Model
+from longtrail.examples import candidate_tensors, context_tensors, history_tensors
+from longtrail.history import HistoryArrays
+from longtrail.models.contracts import Ranker, Retriever
+from longtrail.models.store import LoadedModel
+from longtrail.retrieval.dense import DenseIndex
+from longtrail.retrieval.index import Exclusion
+from longtrail.schema import ITEM_STATISTICS
+
+Ints = NDArray[np.int64]
+Statistics = Mapping[str, Ints]
+
+
+class Scorer:
+    """Both models with what they need resident: catalogue, item statistics, item vectors."""
+
+    def __init__(self, *, retriever: LoadedModel, ranker: LoadedModel, catalogue: Catalogue, prior_click_rate: float) -> None:
+        self._retriever = cast(Retriever, retriever.module)
+        self._ranker = cast(Ranker, ranker.module)
+        self._catalogue = catalogue
+        self._prior = prior_click_rate
+        self.retriever_history = _max_history(retriever.card.settings)
+        self.ranker_history = _max_history(ranker.card.settings)
+        with torch.inference_mode():
+            self._index = DenseIndex.build(self._retriever.item_vectors())
+
+    def item_statistics(self, items_BC: Ints) -> dict[str, Ints]:
+        """ITEM_STATISTICS [B, C] of items as they stand at the end of the log."""
+        return {name: getattr(self._catalogue, name)[items_BC] for name in ITEM_STATISTICS}
+
+    def logits(
+        self, history: HistoryArrays, history_length_B: Ints, user_statistics: Statistics, items_BC: Ints, item_statistics: Statistics, times_B: Ints
+    ) -> NDArray[np.float64]:
+        """[B, C] logits of P(click) for B requests with C candidates each, none of them padding. `times_B` is UTC microseconds."""
+        requests, candidates = items_BC.shape
+        with torch.inference_mode():
+            logits_BC = self._ranker(
+                history_tensors(newest(history, self.ranker_history), self._catalogue),
+                candidate_tensors(items_BC, np.full(requests, candidates), item_statistics, self._catalogue, self._prior),
+                context_tensors(history_length_B, user_statistics, times_B, self._prior),
+            )
+        return logits_BC.double().numpy()
+
+    def retrieve(self, history: HistoryArrays, k: int, seen: Ints) -> tuple[Ints, NDArray[np.float32]]:
+        """The (at most) k best items for one history, less those of `seen`, best first, and their inner products."""
+        with torch.inference_mode():
+            vector_1D = self._retriever.user_vectors(history_tensors(newest(history, self.retriever_history), self._catalogue))
+            items_1K, scores_1K = self._index.topk(vector_1D, k, exclude=Exclusion(np.array([0, len(seen)]), seen))
+        found = items_1K[0].numpy()
+        return found[found > 0], scores_1K[0].numpy()[found > 0]
+
+
+def newest(history: HistoryArrays, length: int) -> HistoryArrays:
+    """The newest `length` events of each history, right-padded to the longest left (at least 1 wide): [B, L] to [B, min(L, length)].
+
+    items [[1, 2, 3], [4, 0, 0]], lengths [3, 1], length 2  ->  items [[2, 3], [4, 0]], lengths [2, 1]
+    """
+    if history.items_BL.shape[1] <= length:
+        return history
+    lengths_B = np.minimum(history.lengths_B, length)
+    columns_BL = (history.lengths_B - lengths_B)[:, None] + np.arange(length)
+    real_BL = np.arange(length) < lengths_B[:, None]
+    columns_BL = np.minimum(columns_BL, history.items_BL.shape[1] - 1)
+
+    def take(values_BL: Ints) -> Ints:
+        return np.where(real_BL, np.take_along_axis(values_BL, columns_BL, axis=1), 0)
+
+    return HistoryArrays(items_BL=take(history.items_BL), actions_BL=take(history.actions_BL), times_BL=take(history.times_BL), lengths_B=lengths_B)
+
+
+def _max_history(settings: Model) -> int:
+    """How much of a history a model reads; 1, the least there is, where it reads none."""
+    return getattr(settings, "max_history", 1)

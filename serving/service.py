@@ -1,0 +1,129 @@
+"""The BentoML service: HTTP, threads and metrics around serving.engine. `artifacts/` stands beside the folder of this file in the Bento.
+
+BentoML imports this file in its supervisor too, so nothing heavy is imported before the worker makes the service.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, cast
+
+import bentoml
+from bentoml.exceptions import BentoMLException
+
+from longtrail.config import ServingSettings, load_config
+from serving.errors import RequestError
+from serving.http import Gate, OwnFaultsOnly, docs_page
+from serving.schemas import Answer, EventsAnswer, EventsRequest, RankRequest, RecommendRequest
+
+ROOT = Path(__file__).resolve().parent.parent / "artifacts"
+THREADS = 4  # requests in work at once: more only wait for the same cores
+WAITING = 64  # requests taken before the next is answered 429
+
+logger = logging.getLogger("bentoml.serve")
+
+
+class BadRequest(BentoMLException):
+    """A RequestError as BentoML knows it."""
+
+    error_code = HTTPStatus.BAD_REQUEST
+
+
+@bentoml.service(
+    name="longtrail",
+    workers=1,  # one process owns a state folder
+    threads=THREADS,
+    traffic={"timeout": 10, "max_concurrency": WAITING},
+    logging={"access": {"enabled": False}},
+)
+class Longtrail:
+    """Recommends from each person's whole history.
+
+    Ask /recommend for a list (or /rank for an order of your own candidates), show it, and send what people do to /events: it is in their history
+    at once. Every answer is logged with the exact probability of each place, so that the log is the next training set and the next A/B test.
+    """
+
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Histogram  # not before the worker set PROMETHEUS_MULTIPROC_DIR
+
+        self._answers = Counter("longtrail_answers_total", "Lists answered", ["endpoint", "arm", "fallback"])
+        self._events = Counter("longtrail_events_total", "Events received", ["outcome"])
+        buckets = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
+        self._stages = Histogram("longtrail_stage_seconds", "Time of each stage of a request", ["stage"], buckets=buckets)
+        logging.getLogger("bentoml._internal.server.http_app").addFilter(OwnFaultsOnly())
+        self._ready = False
+        self._engine = self._open()
+        self._ready = True
+
+    def _open(self) -> Any:
+        """The engine, warm. Raises LongtrailError, and the service does not start, where the Bento's parts do not fit or its scores differ."""
+        import torch
+
+        from features.online import OnlineFeatures
+        from serving.artifacts import Artifacts
+        from serving.engine import Engine
+        from serving.state import State, StateSettings
+
+        artifacts = Artifacts.open(ROOT)
+        torch.set_num_threads(artifacts.settings.threads)
+        settings = StateSettings.from_environment()
+        state = State(settings, artifacts.manifest.lineage.features)
+        engine = Engine(artifacts, state, OnlineFeatures(artifacts.snapshot, state=state.online), timer=self._stage)
+        difference = engine.warm_up()
+        logger.info("ready: arm %s, scores within %.1e of the offline ones, state in %s", artifacts.manifest.arm, difference, settings.folder)
+        return engine
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stages.labels(name).observe(time.perf_counter() - start)
+
+    def __is_ready__(self) -> bool:
+        return self._ready
+
+    @bentoml.api(route="/recommend")
+    def recommend(self, request: RecommendRequest, /) -> Answer:
+        """The k best items for a user: retrieved from the whole catalogue less what they have seen (or from `candidates`), then ranked."""
+        return self._answer("recommend", self._engine.recommend, request)
+
+    @bentoml.api(route="/rank")
+    def rank(self, request: RankRequest, /) -> Answer:
+        """The given candidates, in order for a user."""
+        return self._answer("rank", self._engine.rank, request)
+
+    @bentoml.api(route="/events")
+    def events(self, request: EventsRequest, /) -> EventsAnswer:
+        """Take what people did: on disk and in their histories when this answers. All or, where one is wrong, none."""
+        answer = _refusing(self._engine.take_events, request)
+        self._events.labels("accepted").inc(answer.accepted)
+        self._events.labels("duplicate").inc(answer.duplicates)
+        return answer
+
+    def _answer(self, endpoint: str, answer_to: Callable[[Any], Answer], request: Any) -> Answer:
+        answer = _refusing(answer_to, request)
+        self._answers.labels(endpoint, answer.arm, answer.fallback or "").inc()
+        return answer
+
+
+def _refusing(do: Callable[[Any], Any], request: Any) -> Any:
+    try:
+        return do(request)
+    except RequestError as error:
+        raise BadRequest(str(error)) from None
+
+
+def _settings() -> ServingSettings:
+    """The Bento's settings; the defaults outside a Bento, where the service can be imported and described but not made."""
+    params = ROOT / "params.yaml"
+    return load_config(params).serving if params.exists() else ServingSettings()
+
+
+_service = cast(Any, Longtrail)  # what the decorator makes of the class
+_service.add_asgi_middleware(Gate, max_body_bytes=_settings().max_body_bytes, paths=("/recommend", "/rank", "/events"))
+_service.mount_asgi_app(docs_page(), path="/", name="api_docs")
