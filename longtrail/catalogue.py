@@ -36,7 +36,7 @@ class Catalogue:
     def open(cls, path: Path) -> "Catalogue":
         """Read catalogue.parquet. Raises HistoryError where it is missing, lacks a column, or its ids are not 1..N in order."""
         try:
-            table = pq.read_table(path, columns=CATALOGUE.names)
+            table = pq.read_table(path)
         except FileNotFoundError:
             raise HistoryError(f"{path}: no such file; expected the catalogue table") from None
         except pa.ArrowInvalid as error:

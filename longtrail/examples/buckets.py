@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,8 @@ class Buckets:
         order = np.lexsort((widths, lengths_n, classes))
         span = batch_size * int(np.clip(round(np.sqrt(n / batch_size)), 4, 64))
         edges, sizes = [0], []
-        starts = np.flatnonzero(np.diff(classes[order], prepend=-1))
-        for low, high in zip(starts, [*starts[1:], n], strict=True):  # over the few classes of width
+        borders = [0, *(np.flatnonzero(np.diff(classes[order])) + 1).tolist(), n]
+        for low, high in pairwise(borders):  # over the few classes of width
             for start in range(low, high, span):
                 stop = min(start + span, high)
                 widest = max(int(widths[order[start:stop]].max()), 1)
