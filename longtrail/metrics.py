@@ -185,19 +185,14 @@ def ece_contributions(users_n: Ints, clicks_n: NDArray, probabilities_n: NDArray
     return _mean(users_n, signs_b[bins_n] * gaps_n, size)
 
 
-def calibration_curve(clicks_n: NDArray, probabilities_n: NDArray) -> list[dict[str, float]]:
-    """One row a non-empty bin of ten with equal numbers of rows (deciles of the prediction): rows, mean prediction, click rate.
-
-    Rows with equal predictions stay in one bin, so there may be fewer than ten.
-    """
+def calibration_contributions(users_n: Ints, clicks_n: NDArray, probabilities_n: NDArray, size: int) -> dict[float, Contributions]:
+    """Click rate by mean prediction, for at most ten bins of equal numbers of rows (equal predictions stay in one bin)."""
     if len(clicks_n) == 0:
-        return []
+        return {}
     edges = np.unique(np.quantile(probabilities_n, np.linspace(0, 1, 11)[1:-1], method="lower"))
     bins_n = np.searchsorted(edges, probabilities_n, side="left")
-    rows = np.bincount(bins_n, minlength=len(edges) + 1)
-    predicted = np.bincount(bins_n, weights=probabilities_n, minlength=len(rows))
-    clicked = np.bincount(bins_n, weights=clicks_n, minlength=len(rows))
-    return [{"rows": int(rows[b]), "predicted": float(predicted[b] / rows[b]), "clicked": float(clicked[b] / rows[b])} for b in np.flatnonzero(rows)]
+    parts = [np.flatnonzero(bins_n == b) for b in np.unique(bins_n)]
+    return {float(probabilities_n[rows].mean()): _mean(users_n[rows], clicks_n[rows], size) for rows in parts}
 
 
 def ranking_contributions(users_n: Ints, clicks_n: NDArray, logits_n: NDArray, size: int) -> dict[str, Contributions]:
@@ -241,13 +236,10 @@ def retrieval_contributions(users_T: Ints, ranks_T: Ints, ks: Sequence[int], siz
     return result
 
 
-def hit_rate_curve(ranks_T: Ints, largest: int) -> list[dict[str, float]]:
-    """Recall@k at k = 1, 2, 5, 10, 20, 50, … up to `largest`."""
-    if len(ranks_T) == 0:
-        return []
+def hit_rate_contributions(users_T: Ints, ranks_T: Ints, largest: int, size: int) -> dict[int, Contributions]:
+    """Recall@k by k = 1, 2, 5, 10, 20, 50, … up to `largest`."""
     steps = [step * 10**power for power in range(10) for step in (1, 2, 5)]
-    found = np.sort(ranks_T[ranks_T >= 1])
-    return [{"k": k, "hit_rate": float(np.searchsorted(found, k, side="right") / len(ranks_T))} for k in steps if k <= largest]
+    return {k: _mean(users_T, row_recall(ranks_T, k), size) for k in steps if k <= largest}
 
 
 def coverage(users_T: Ints, lists_TK: Ints, k: int, items: int) -> tuple[float | None, float | None]:

@@ -178,15 +178,15 @@ def test_coverage_edges():
 
 
 def test_calibration_curve_holds_every_row_once():
-    _, clicks, scores = rows(0, n=500, users=5, levels=4)
+    users, clicks, scores = rows(0, n=500, users=5, levels=4)
     probabilities = metrics.sigmoid(scores)
-    curve = metrics.calibration_curve(clicks, probabilities)
-    assert sum(b["rows"] for b in curve) == 500 and len(curve) <= 10
-    assert sum(b["rows"] * b["clicked"] for b in curve) == pytest.approx(clicks.sum())
-    assert sum(b["rows"] * b["predicted"] for b in curve) == pytest.approx(probabilities.sum())
-    assert metrics.calibration_curve(EMPTY, np.zeros(0)) == []
+    curve = metrics.calibration_contributions(users, clicks, probabilities, 5)
+    assert sum(b.denominators_U.sum() for b in curve.values()) == 500 and 1 < len(curve) <= 10
+    assert sum(b.numerators_U.sum() for b in curve.values()) == clicks.sum()
+    assert sum(p * b.denominators_U.sum() for p, b in curve.items()) == pytest.approx(probabilities.sum())
+    assert metrics.calibration_contributions(EMPTY, EMPTY, np.zeros(0), 0) == {}
 
 
 def test_hit_rate_curve():
-    curve = metrics.hit_rate_curve(np.array([1, 0, 3, 30]), 50)
-    assert curve == [{"k": k, "hit_rate": h} for k, h in [(1, 0.25), (2, 0.25), (5, 0.5), (10, 0.5), (20, 0.5), (50, 0.75)]]
+    curve = metrics.hit_rate_contributions(np.array([0, 1, 1, 2]), np.array([1, 0, 3, 30]), 50, 3)
+    assert {k: c.value for k, c in curve.items()} == {1: 0.25, 2: 0.25, 5: 0.5, 10: 0.5, 20: 0.5, 50: 0.75}

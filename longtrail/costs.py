@@ -1,0 +1,179 @@
+"""What a model costs to serve: time of one request, peak memory, bytes on disk.
+
+Time and memory are measured in a process of their own, which loads the model and answers requests one by one on the CPU, so that neither the
+caller's memory nor its threads count. B = 1 request, L history, C candidates, N items.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longtrail.config import EvaluationSettings
+from longtrail.errors import ModelError
+
+_WARM_UP = 10  # requests before the clock starts: allocators and caches settle
+_FILES = ("model.safetensors", "model.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Latency in ms of one request, model alone; peak resident bytes of a process that serves it (torch itself included, and told apart)."""
+
+    latency_ms_p50: float
+    latency_ms_p99: float
+    peak_memory_bytes: int
+    base_memory_bytes: int  # of the same process before the model was loaded
+    model_bytes: int
+    history: int  # L of the timed requests: the most the model reads
+    candidates: int  # C ranked, or items retrieved
+    requests: int
+    threads: int
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "latency_ms": {"p50": self.latency_ms_p50, "p99": self.latency_ms_p99},
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "model_bytes": self.model_bytes,
+            "measured": {
+                "how": "one request at a time on the CPU, in a process of its own; memory is that process's peak resident size",
+                "base_memory_bytes": self.base_memory_bytes,
+                "history": self.history,
+                "candidates": self.candidates,
+                "requests": self.requests,
+                "threads": self.threads,
+            },
+        }
+
+
+def model_bytes(folder: Path) -> int:
+    """Bytes of weights and card. Raises ModelError where one is missing."""
+    try:
+        return sum((Path(folder) / name).stat().st_size for name in _FILES)
+    except FileNotFoundError as error:
+        raise ModelError(f"{error.filename}: no such file; expected a model folder with {' and '.join(_FILES)}") from None
+
+
+def measure_cost(folder: Path, settings: EvaluationSettings) -> Cost:
+    """Cost of the longest request: a full history; `latency_candidates` candidates (ranking) or retrieved items (encode, then exact top-k).
+
+    Raises ModelError where the folder does not load.
+    """
+    size = model_bytes(folder)
+    task = {"folder": str(folder), "requests": settings.latency_requests, "candidates": settings.latency_candidates, "threads": settings.threads}
+    done = subprocess.run([sys.executable, "-m", "longtrail.costs", json.dumps(task)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ModelError(
+            f"{folder}: the model could not be timed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}"
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    p50, p99 = np.percentile(found.pop("milliseconds"), [50, 99])
+    return Cost(latency_ms_p50=float(p50), latency_ms_p99=float(p99), model_bytes=size, **found)
+
+
+# ---------------------------------------------------------------- in the process of its own
+
+
+def _measure(folder: Path, *, requests: int, candidates: int, threads: int) -> dict[str, Any]:
+    import torch
+
+    from longtrail.models.store import load_model
+
+    torch.set_num_threads(threads)
+    base = peak_memory()
+    model = load_model(folder)
+    candidates = min(candidates, model.card.sizes.items)
+    with torch.inference_mode():
+        history, answer = (_ranking if model.card.stage == "ranking" else _retrieval)(model, candidates)
+        milliseconds = [_timed(answer) for _ in range(_WARM_UP + requests)][_WARM_UP:]
+    return {
+        "milliseconds": milliseconds,
+        "peak_memory_bytes": peak_memory(),
+        "base_memory_bytes": base,
+        "history": history,
+        "candidates": candidates,
+        "requests": requests,
+        "threads": threads,
+    }
+
+
+def _timed(answer: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    answer()
+    return (time.perf_counter() - began) * 1000
+
+
+def _full_history(card: Any, rng: np.random.Generator) -> Any:
+    """One history of the greatest length the model reads, of random items a minute apart (the values do not matter to the time)."""
+    import torch
+
+    from longtrail.models.contracts import History
+
+    length = getattr(card.settings, "max_history", 1)
+
+    def ids(largest: int) -> Any:
+        return torch.from_numpy(rng.integers(1, max(largest, 1) + 1, size=(1, length)))
+
+    return History(
+        items_BL=ids(card.sizes.items),
+        categories_BL=ids(card.sizes.categories).clamp(max=card.sizes.categories),
+        actions_BL=ids(card.sizes.actions),
+        times_BL=torch.arange(length).unsqueeze(0) * 60_000_000,
+        lengths_B=torch.tensor([length]),
+    )
+
+
+def _ranking(model: Any, candidates: int) -> tuple[int, Callable[[], object]]:
+    import torch
+
+    from longtrail.models.contracts import Candidates, Context
+    from longtrail.statistics import ITEM_FEATURES, USER_FEATURES
+
+    rng = np.random.default_rng(0)
+    history = _full_history(model.card, rng)
+    items_BC = torch.from_numpy(rng.permutation(model.card.sizes.items)[None, :candidates] + 1)
+    asked = Candidates(
+        items_BC=items_BC,
+        categories_BC=torch.from_numpy(rng.integers(0, model.card.sizes.categories + 1, size=(1, candidates))),
+        statistics_BCF=torch.zeros(1, candidates, ITEM_FEATURES),
+        lengths_B=torch.tensor([candidates]),
+    )
+    context = Context(statistics_BG=torch.zeros(1, USER_FEATURES), times_B=history.times_BL[:, -1] + 1)
+    return history.items_BL.shape[1], lambda: model.module(history, asked, context)
+
+
+def _retrieval(model: Any, k: int) -> tuple[int, Callable[[], object]]:
+    from longtrail.retrieval.dense import DenseIndex
+    from longtrail.retrieval.index import Exclusion
+
+    history = _full_history(model.card, np.random.default_rng(0))
+    index = DenseIndex.build(model.module.item_vectors())
+    seen = history.items_BL[0].numpy()
+    exclude = Exclusion(np.array([0, len(seen)]), seen)
+    return len(seen), lambda: index.topk(model.module.user_vectors(history), k, exclude=exclude)
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process so far.
+
+    On Linux from /proc: `getrusage` there starts from the parent's size, which for a child of a large process is nonsense.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    task = json.loads(sys.argv[1])
+    print(json.dumps(_measure(Path(task.pop("folder")), **task)))
