@@ -52,8 +52,8 @@ class Check:
 
 def diagnose(slates: LoggedSlates, policy: EvaluatedPolicy) -> Diagnostics:
     users, cluster = np.unique(slates.users_N, return_inverse=True)
-    rows_U: Floats = np.bincount(cluster, minlength=len(users)).astype(np.float64)
-    weight_U: Floats = np.bincount(cluster, weights=policy.weights_N, minlength=len(users))
+    rows_U = np.asarray(np.bincount(cluster, minlength=len(users)), dtype=np.float64)
+    weight_U = np.asarray(np.bincount(cluster, weights=policy.weights_N, minlength=len(users)), dtype=np.float64)
     request_R = request_weights(slates, policy)
     total = float(weight_U.sum())
     forced = (slates.propensities_N >= 1 - 1e-12) & (policy.probabilities_N < 1 - 1e-6)

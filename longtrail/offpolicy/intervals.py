@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 from longtrail.bootstrap import resampled_sums
@@ -44,9 +45,10 @@ class Comparison:
 
 
 def bootstrap(sums: UserSums, a: tuple[str, str], b: tuple[str, str], *, confidence: float, replicates: int, seed: int) -> Comparison:
-    """Percentile bootstrap of the *ratio*: users are drawn with replacement, numerator and denominator are summed anew in each replicate.
+    """Expanded-percentile bootstrap of the *ratio*: users are drawn with replacement, numerator and denominator are summed anew in each replicate.
 
     `a` and `b` name the (numerator, denominator) columns. A and B share each replicate's users, so their difference is paired.
+    The percentiles lie further out than 2.5 % and 97.5 % for few users, as the plain ones are too narrow there (Hesterberg, Am. Statistician 2015).
     A frozen denominator would be wrong: for SNIPS at a reward mean of 0.9 it makes the interval 2.6 times too wide.
     Raises EvaluationError with fewer than 2 users.
     """
@@ -54,7 +56,8 @@ def bootstrap(sums: UserSums, a: tuple[str, str], b: tuple[str, str], *, confide
     clusters = sums.grouped()
     columns = np.stack([clusters[name] for name in (*a, *b)], axis=1)
     totals, drawn = columns.sum(axis=0)[None], resampled_sums(columns, replicates=replicates, seed=seed)
-    tail = (1 - confidence) / 2
+    users = len(clusters.users_U)
+    tail = float(normal.cdf(np.sqrt(users / (users - 1)) * student.ppf((1 - confidence) / 2, users - 1)))
     point, replicate = _four(*_rates(totals)), _four(*_rates(drawn))
     return Comparison(**{name: _percentile(float(point[name][0]), replicate[name], tail) for name in point})
 

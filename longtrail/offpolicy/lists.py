@@ -32,7 +32,8 @@ class LoggedLists:
     features_RCF: Floats  # of each candidate, for the reward model
 
     @property
-    def real_RK(self) -> NDArray[np.bool_]:
+    def real(self) -> NDArray[np.bool_]:
+        """[R, K] where an item was shown."""
         return self.shown_RK >= 0
 
 
@@ -41,7 +42,7 @@ def evaluate_policies(lists: LoggedLists, scores: dict[str, Floats], *, seed: in
 
     The reward model sees a candidate's features and the logarithm of its position.
     """
-    real = lists.real_RK
+    real = lists.real
     requests, _ = np.nonzero(real)
     positions = lists.positions_RK[real]
     slates = LoggedSlates.build(
@@ -67,7 +68,7 @@ def _policy(name: str, lists: LoggedLists, scores_RC: Floats, model: CrossFitted
         pi_RKC = conditional_probabilities(scores_RC[block], lists.lengths_R[block], shown)
         probability[block] = np.take_along_axis(pi_RKC, np.maximum(shown, 0)[:, :, None], axis=2)[:, :, 0]
         expected[block] = (pi_RKC * _rewards(model, lists, block)).sum(axis=2)
-    real = lists.real_RK
+    real = lists.real
     return EvaluatedPolicy.build(name, slates, probability[real], expected=expected[real])
 
 
