@@ -42,13 +42,15 @@ class PopularityRanker(nn.Module):
 
 
 def _logistic_fit(x: NDArray[np.float64], clicks: Counts, impressions: Counts, start: float, *, steps: int = 50) -> tuple[float, float]:
-    """Slope and intercept of maximum likelihood of `clicks` out of `impressions`, by Newton's method with a slight ridge. The slope is at least 0.01:
-    the ranking stays that of the clicks even where popular items are clicked less often."""
+    """Slope and intercept of maximum likelihood of `clicks` out of `impressions`, by Newton's method, with a slight ridge towards (0, start).
+
+    The slope is at least 0.01: the ranking stays that of the clicks even where popular items are clicked less often.
+    """
     design = np.stack([x, np.ones_like(x)], axis=1)
-    weights = np.array([0.0, start])
+    prior = weights = np.array([0.0, start])
     for _ in range(steps):
         p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-        gradient = design.T @ (clicks - impressions * p) - 1e-3 * weights
+        gradient = design.T @ (clicks - impressions * p) - 1e-3 * (weights - prior)
         hessian = (design * (impressions * p * (1 - p))[:, None]).T @ design + 1e-3 * np.eye(2)
         step = np.clip(np.linalg.solve(hessian, gradient), -2, 2)
         weights = weights + step

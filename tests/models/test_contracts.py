@@ -1,0 +1,96 @@
+"""Every model against every assertion of tests/contracts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from longtrail.config import DINSettings, PopularityRankerSettings, PopularityRetrieverSettings, SAMSettings, SASRecSettings
+from longtrail.models.contracts import Ranker, Retriever
+from longtrail.models.registry import MODELS, build_model
+from tests.contracts import rankers, retrievers, saving
+from tests.contracts.batches import SIZES, make_history, make_request
+
+SMALL: dict[str, Any] = {"width": 4, "hidden": (12, 8), "max_history": 12}
+RANKERS = {
+    "din linear": DINSettings(**SMALL, attention_hidden=(6,)),
+    "din sigmoid": DINSettings(**SMALL, attention_hidden=(6,), attention_weights="sigmoid"),
+    "din softmax": DINSettings(**SMALL, attention_hidden=(6, 5), attention_weights="softmax"),
+    "sam": SAMSettings(**SMALL, attention_hidden=5, compression=3),
+    "sam one pass, short compression": SAMSettings(**{**SMALL, "max_history": 4}, passes=1, compression=8),
+    "sam released": SAMSettings(**SMALL, feedback=False, compression=0, read_scale="sqrt"),
+    "sam mean": SAMSettings(**SMALL, read_scale="mean", attention_init="log_length"),
+}
+RETRIEVERS = {
+    "sasrec": SASRecSettings(width=8, blocks=2, heads=2, max_history=20),
+    "sasrec one head": SASRecSettings(width=8, blocks=1, heads=1, max_history=17, dropout=0.0),
+}
+COUNTED = {
+    "clicks": PopularityRankerSettings(by="clicks"),
+    "click rate": PopularityRankerSettings(by="click_rate"),
+    "popularity retriever": PopularityRetrieverSettings(),
+}
+
+
+def built(settings: Any) -> nn.Module:
+    torch.manual_seed(0)
+    model = build_model(settings, SIZES)
+    if hasattr(model, "fit"):
+        random = np.random.default_rng(0)
+        impressions = random.integers(0, 50, SIZES.items + 1)
+        model.fit(events=impressions * 2, impressions=impressions, clicks=random.binomial(impressions, 0.3), prior_click_rate=0.3)
+    return model
+
+
+def names(settings: dict[str, Any]) -> Any:
+    return pytest.mark.parametrize("settings", settings.values(), ids=settings.keys())
+
+
+def checks(functions: tuple[Callable[..., None], ...]) -> Any:
+    return pytest.mark.parametrize("check", functions, ids=lambda f: f.__name__.removeprefix("assert_"))
+
+
+@names(RANKERS)
+@checks(rankers.UNTRAINED + rankers.TRAINED)
+def test_trained_ranker(settings: Any, check: Callable[..., None]) -> None:
+    check(built(settings))
+
+
+@names({name: COUNTED[name] for name in ("clicks", "click rate")})
+@checks(rankers.UNTRAINED)
+def test_counted_ranker(settings: Any, check: Callable[..., None]) -> None:
+    check(built(settings))
+
+
+@names(RETRIEVERS)
+@checks(retrievers.UNTRAINED + retrievers.SEQUENTIAL)
+def test_trained_retriever(settings: Any, check: Callable[..., None]) -> None:
+    check(built(settings))
+
+
+@checks(retrievers.UNTRAINED)
+def test_counted_retriever(check: Callable[..., None]) -> None:
+    check(built(COUNTED["popularity retriever"]))
+
+
+@names(RANKERS | RETRIEVERS | COUNTED)
+def test_every_model_on_disk(settings: Any, tmp_path: Path) -> None:
+    saving.assert_settings_survive(settings)
+    model = built(settings)
+    loaded = saving.assert_saved_is_loaded(model, settings, tmp_path / "model")
+    with torch.no_grad():
+        if settings.stage == "ranking":
+            assert isinstance(model, Ranker)
+            assert torch.equal(model.eval()(*make_request()), loaded(*make_request()))
+        else:
+            assert isinstance(model, Retriever)
+            assert torch.equal(model.eval().user_vectors(make_history()), loaded.user_vectors(make_history()))
+
+
+def test_every_kind_of_the_registry_is_held_to_the_contracts() -> None:
+    tried = {(s.stage, s.kind) for s in (RANKERS | RETRIEVERS | COUNTED).values()}
+    assert tried == set(MODELS)

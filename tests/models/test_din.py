@@ -1,0 +1,78 @@
+"""DIN against a slow twin with the concatenated features and loops."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from longtrail.config import DINSettings
+from longtrail.models.masks import padding_mask
+from longtrail.models.rankers.din import DIN, TargetAttention
+from tests.contracts.batches import SIZES, draws, make_candidates, make_context, make_history, make_request
+from tests.models.test_sam import CLOSE, SHAPES, Largest, random_inputs
+
+
+def make_din(**changes: Any) -> DIN:
+    torch.manual_seed(1)
+    settings = {"width": 3, "hidden": (8, 4), "max_history": 12, "attention_hidden": (5, 4)} | changes
+    return DIN(DINSettings(**settings), SIZES).double().eval()
+
+
+def slow_weights(attention: TargetAttention, k: Tensor, q: Tensor) -> Tensor:
+    """a [n] of one candidate over n real behaviours, n > 0."""
+    scores = []
+    for k_j in k:
+        z = torch.cat([q, k_j, q - k_j, q * k_j])
+        hidden = torch.sigmoid(z @ attention.first.flatten(0, 1) + attention.first_bias)
+        for weight, bias in zip(attention.middle, attention.middle_bias, strict=True):
+            hidden = torch.sigmoid(weight @ hidden + bias[:, 0])
+        scores.append(attention.last @ hidden + attention.last_bias)
+    l = torch.stack(scores)  # noqa: E741
+    return {"linear": l, "sigmoid": torch.sigmoid(l), "softmax": torch.softmax(l / math.sqrt(len(q)), dim=0)}[attention.kind]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("hidden", [(6,), (5, 4), (7, 3, 2)])
+@pytest.mark.parametrize("kind", ["linear", "sigmoid", "softmax"])
+def test_weights_equal_the_slow_twin(kind: str, hidden: tuple[int, ...], shape: tuple[int, int, int]) -> None:
+    model = make_din(attention_weights=kind, attention_hidden=hidden)
+    for seed in range(2):
+        keys_BLD, mask_BL, lengths_B, query_BCD = random_inputs(model, shape, seed)  # type: ignore[arg-type]
+        with torch.no_grad():
+            fast_BCL = model.attention(keys_BLD, mask_BL, query_BCD)
+            slow_BCL = torch.zeros_like(fast_BCL)
+            for b, n in enumerate(lengths_B.tolist()):
+                for c in range(query_BCD.shape[1] if n else 0):
+                    slow_BCL[b, c, :n] = slow_weights(model.attention, keys_BLD[b, :n], query_BCD[b, c])
+        torch.testing.assert_close(fast_BCL, slow_BCL, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["linear", "sigmoid", "softmax"])
+def test_an_empty_history_has_no_weight(kind: str) -> None:
+    model = make_din(attention_weights=kind)
+    lengths_B = torch.tensor([0, 2])
+    keys_BLD = torch.randn(2, 4, 6, dtype=torch.float64, generator=draws(0))
+    with torch.no_grad():
+        weights_BCL = model.attention(keys_BLD, padding_mask(lengths_B, 4), keys_BLD[:, :3])
+    assert not weights_BCL[0].any()
+    assert not weights_BCL[1, :, 2:].any()
+    assert weights_BCL[1, :, :2].all()
+
+
+def test_blocks_of_candidates_equal_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, request = make_din(), make_request()
+    with torch.no_grad():
+        whole = model(*request)
+        monkeypatch.setattr("longtrail.models.attention.pointwise.CHUNK_BYTES", 1)
+        torch.testing.assert_close(model(*request), whole, **CLOSE)
+
+
+@pytest.mark.parametrize("length", [64, 256])
+def test_nothing_larger_than_the_hidden_layer_is_made(length: int) -> None:
+    """Forward and backward: [B, C, L, D], let alone [B, C, L, 4D], is never built (H = 5 < D = 32)."""
+    model = DIN(DINSettings(width=16, attention_hidden=(5,), max_history=length, hidden=(8,)), SIZES)
+    with Largest() as largest:
+        model(make_history(0, (length, length - 3)), make_candidates(0, (30, 7)), make_context(0, 2)).sum().backward()
+    assert largest.elements == 2 * 30 * 5 * length

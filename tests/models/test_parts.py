@@ -1,0 +1,84 @@
+"""Masks, tables, behaviour fields and the head's normalisation."""
+
+import pytest
+import torch
+from torch import nn
+
+from longtrail.models.embedding import BehaviourEmbedding
+from longtrail.models.head import Head, MaskedBatchNorm
+from longtrail.models.items.dense import DenseItems
+from longtrail.models.masks import padding_mask
+from tests.contracts.batches import SIZES, make_candidates, make_history
+
+
+def test_mask() -> None:
+    assert padding_mask(torch.tensor([0, 2, 3]), 3).tolist() == [[False] * 3, [True, True, False], [True] * 3]
+    assert padding_mask(torch.tensor([2]), 0).shape == (1, 0)
+
+
+def test_table() -> None:
+    items = DenseItems(3, 2)
+    assert items.vectors().shape == (4, 2)
+    assert not items.vectors()[0].any()
+    ids = torch.tensor([[0, 3], [4, 900]])
+    assert torch.equal(items.embed(ids)[0, 1], items.vectors()[3])
+    assert not items.embed(ids)[1].any()
+    items.embed(ids).sum().backward()
+    assert items.table.grad.tolist() == [[0, 0], [0, 0], [0, 0], [1, 1]]
+
+
+def test_behaviours_are_item_category_and_action() -> None:
+    torch.manual_seed(0)
+    embedding = BehaviourEmbedding(SIZES, 3)
+    history, candidates = make_history(), make_candidates()
+    mask_BL = padding_mask(history.lengths_B, history.items_BL.shape[1])
+    keys_BLD, query_BCD = embedding.keys(history, mask_BL), embedding.queries(candidates)
+    item, category, action = (int(ids[2, 4]) for ids in (history.items_BL, history.categories_BL, history.actions_BL))
+    fields = torch.cat([embedding.items.table[item], embedding.categories.table[category]])
+    assert torch.equal(keys_BLD[2, 4], fields + embedding.actions[action])
+    fields = torch.cat([embedding.items.table[candidates.items_BC[1, 2]], embedding.categories.table[candidates.categories_BC[1, 2]]])
+    assert torch.equal(query_BCD[1, 2], fields)
+    assert not keys_BLD[~mask_BL].any()
+
+
+@pytest.mark.parametrize("lengths", [(6, 3, 1, 0), (6, 6), (2,)])
+def test_normalisation_is_torchs_over_the_real_places(lengths: tuple[int, ...]) -> None:
+    """Values, running statistics and gradients as torch.nn.BatchNorm1d has them over the packed real places, two steps and then eval mode."""
+    torch.manual_seed(0)
+    ours, torchs = MaskedBatchNorm(5).double(), nn.BatchNorm1d(5, eps=1e-3, momentum=0.1).double()
+    mask_BC = padding_mask(torch.tensor(lengths), 6)
+    for _ in range(2):
+        x_BCX = torch.randn(len(lengths), 6, 5, dtype=torch.float64) * 3 + 1
+        left, right = x_BCX.clone().requires_grad_(), x_BCX[mask_BC].clone().requires_grad_()
+        out, expected = ours(left, mask_BC)[mask_BC], torchs(right)
+        torch.testing.assert_close(out, expected)
+        (out**3).sum().backward()
+        (expected**3).sum().backward()
+        torch.testing.assert_close(left.grad[mask_BC], right.grad)
+        assert not left.grad[~mask_BC].any()
+    torch.testing.assert_close(ours.mean, torchs.running_mean)
+    torch.testing.assert_close(ours.variance, torchs.running_var)
+    torch.testing.assert_close(ours.scale.grad, torchs.weight.grad)
+    torch.testing.assert_close(ours.eval()(x_BCX, mask_BC)[mask_BC], torchs.eval()(x_BCX[mask_BC]))
+
+
+def test_normalisation_of_one_place_or_none_is_finite() -> None:
+    norm = MaskedBatchNorm(2)
+    for lengths in ((1,), (0,)):
+        assert torch.isfinite(norm(torch.randn(1, 3, 2), padding_mask(torch.tensor(lengths), 3))).all()
+    assert torch.isfinite(norm.variance).all()
+
+
+def test_normalisation_keeps_float32_statistics_under_autocast() -> None:
+    head = Head(4, (3,), 0.0).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head([torch.randn(2, 3, 4, dtype=torch.bfloat16)], padding_mask(torch.tensor([3, 2]), 3))
+    assert torch.isfinite(logits).all()
+    assert head.norm.mean.dtype == torch.float32
+
+
+def test_head_shares_request_features_with_all_candidates() -> None:
+    torch.manual_seed(0)
+    head = Head(5, (3,), 0.0).eval()
+    own, shared, mask_BC = torch.randn(2, 3, 2), torch.randn(2, 1, 3), torch.ones(2, 3, dtype=torch.bool)
+    assert torch.equal(head([own, shared], mask_BC), head([own, shared.expand(2, 3, 3)], mask_BC))
