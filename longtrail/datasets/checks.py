@@ -16,6 +16,7 @@ LATEST = 4_102_444_800_000_000  # 2100-01-01: fixed rather than "now", so that a
 _PER_UNIT = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _UNIT = {"s": "seconds since 1970", "ms": "milliseconds since 1970", "us": "microseconds since 1970", "iso": "ISO 8601 text"}
 _FINITE = 3.4e38  # what a float32 can hold
+_NEGATIVE = r"^-[0-9]+([.][0-9]+)?$"
 _MISSING = ("", "nan", "none", "null", "\\n")  # how exports write a key that is not there
 
 
@@ -41,8 +42,9 @@ def check(raw: RawEvents) -> tuple[ir.Table, list[Fault]]:
     propensity (float64), policy, category, title (string), fault (int8).
     """
     rules = raw.rules
-    rows = raw.rows.mutate(**{name: raw.rows[name].strip() for name in RAW_COLUMNS})
-    rows = rows.mutate(**{name: rows[name].nullif("") for name in RAW_COLUMNS})
+    # a column the source does not have is a constant, which costs nothing to look at
+    texts = {name: raw.rows[name].strip().nullif("") if name in raw.names else ibis.null("string") for name in RAW_COLUMNS}
+    rows = raw.rows.select("order", **texts)
     rows = rows.mutate(
         timestamp_us=_microseconds(rows.timestamp, rules),
         written_us=_microseconds(rows.written_at, rules),
@@ -96,7 +98,7 @@ def _faults(rows: ir.Table, raw: RawEvents) -> list[Fault]:
 
     for key in ("user", "item"):
         fault(key, f"missing {key}", rows[key].isnull() | rows[key].lower().isin(_MISSING))
-        fault(key, f"negative {key} id; expected an id from 0, or any text", rows[key].re_search(r"^-[0-9]+([.][0-9]+)?$"))
+        fault(key, f"negative {key} id; expected an id from 0, or any text", rows[key].startswith("-") & rows[key].re_search(_NEGATIVE))
     _time_faults(fault, rows, "timestamp", "timestamp_us", unit)
     if "written_at" in raw.names:
         given = rows.written_at.notnull()
@@ -133,12 +135,11 @@ def _time_faults(fault, rows: ir.Table, column: str, micros: str, unit: str) -> 
 
 
 def _microseconds(text: ir.StringValue, rules: Rules) -> ir.IntegerValue:
-    """int64 µs since 1970, null where it is no time. A time out of every bound is ±2^62, so that it stays in int64 and is still out."""
+    """int64 µs since 1970, null where it is no such time, or one beyond int64."""
     if rules.timestamp_unit == "iso":
         return _epoch_us(text.try_cast(dt.Timestamp("UTC")))
     number = text.try_cast("float64") * _PER_UNIT[rules.timestamp_unit]  # exact to the µs: 2^53 µs are 285 years
-    bounded = ibis.cases((number.isnan(), ibis.null("float64")), else_=number).clip(-(2.0**62), 2.0**62)
-    return bounded.round().cast("int64")
+    return number.round().try_cast("int64")
 
 
 def _zero_or_one(text: ir.StringValue) -> ir.IntegerValue:
@@ -159,8 +160,7 @@ def _click(rows: ir.Table, rules: Rules) -> ir.IntegerValue:
 
 def _action(rows: ir.Table, rules: Rules) -> ir.StringValue:
     if rules.action_from_value is not None:
-        bounded = rows.number.clip(-1e15, 1e15)  # a faulty value must not break the cast of the rest
-        return ibis.literal(rules.action_from_value) + bounded.nullif(float("nan")).ceil().cast("int64").cast("string")
+        return ibis.literal(rules.action_from_value) + rows.number.ceil().try_cast("int64").cast("string")
     return ibis.coalesce(rows.action, ibis.literal(rules.action))
 
 
