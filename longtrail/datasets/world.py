@@ -296,3 +296,21 @@ def _names(requests: Ints) -> pa.Array:
 
 def _repeat(text: str, times: int) -> pa.Array:
     return pa.repeat(pa.scalar(text), times)
+
+
+def true_rate(
+    world: World, users_R: Ints, items_RC: Ints, times_R: Ints, scores_RC: Floats, lengths_R: Ints, places_R: Ints, *, draws: int = 100, seed: int = 0
+) -> float:
+    """Clicks per impression that a Plackett-Luce policy over these candidates would really get, request r showing `places_R[r]` items.
+
+    Averages the true click probability over `draws` lists a request: exact but for that draw. Scores are divided by the temperature already.
+    """
+    rng, places = np.random.default_rng(seed), int(places_R.max())
+    inside = np.arange(places) < places_R[:, None]
+    clicks = 0.0
+    for _ in range(draws):
+        shown, _ = sample_plackett_luce(scores_RC, lengths_R, places, rng)
+        shown = np.where(inside[:, : shown.shape[1]], shown, -1)
+        items = np.where(shown >= 0, np.take_along_axis(items_RC, np.maximum(shown, 0), axis=1), 0)
+        clicks += float(world.true_click_probability(users_R, items, times_R).sum())
+    return clicks / draws / float(np.minimum(places_R, lengths_R).sum())

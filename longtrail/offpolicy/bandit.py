@@ -76,10 +76,10 @@ def draw_bandit(
     rng = np.random.default_rng(seed)
     requests, rows = len(users_R), np.arange(len(users_R))
     logger = softmax(logger_RC, lengths_R)
-    noise = rng.gumbel(size=(rounds, *logger_RC.shape))
     with np.errstate(divide="ignore"):
-        chosen = np.argmax(np.log(logger)[None] + noise, axis=2).T  # [R, rounds]: the Gumbel-max trick
-    flat = chosen.ravel()
+        log_p = np.log(logger)
+    chosen = [np.argmax(log_p + rng.gumbel(size=log_p.shape), axis=1) for _ in range(rounds)]  # the Gumbel-max trick
+    flat = np.stack(chosen, axis=1).ravel()
     request_N = np.repeat(rows, rounds)
     features_NF = features_RCF[request_N, flat]
     rewards_N = labels_RC[request_N, flat]

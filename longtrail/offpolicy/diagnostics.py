@@ -31,6 +31,7 @@ class Diagnostics:
     support_violations: float  # share of rows logged with propensity 1 that the policy would not surely have shown
     largest_weight: float
     weight_quantiles: dict[str, float]
+    weight_histogram: dict[str, list[float]]  # {"edges": [B + 1], "shares": [B]} of requests; the outer bins hold all beyond them
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,6 +70,7 @@ def diagnose(slates: LoggedSlates, policy: EvaluatedPolicy) -> Diagnostics:
         support_violations=float(forced.mean()),
         largest_weight=float(request_R.max()),
         weight_quantiles={name: float(np.quantile(request_R, point)) for name, point in points.items()},
+        weight_histogram=_histogram(request_R),
     )
 
 
@@ -125,6 +127,12 @@ def checks(figures: Diagnostics, *, policy: str, min_effective_sample: float, ma
             "would have been clicked there.",
         ),
     ]
+
+
+def _histogram(weights: Floats) -> dict[str, list[float]]:
+    edges = 2.0 ** np.arange(-8, 9)
+    counts, _ = np.histogram(np.clip(weights, edges[0], edges[-1]), bins=edges)
+    return {"edges": edges.tolist(), "shares": (counts / max(len(weights), 1)).tolist()}
 
 
 def _finite(value: float) -> float:

@@ -12,6 +12,7 @@ from scipy.special import expit
 from longtrail.offpolicy.policies import conditional_probabilities
 from longtrail.offpolicy.reward import CrossFittedReward
 from longtrail.offpolicy.slates import EvaluatedPolicy, LoggedSlates
+from longtrail.schema import Propensity
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -30,6 +31,7 @@ class LoggedLists:
     rewards_RK: Floats
     propensities_RK: Floats
     features_RCF: Floats  # of each candidate, for the reward model
+    kind: Propensity = Propensity.CONDITIONAL
 
     @property
     def real(self) -> NDArray[np.bool_]:
@@ -51,6 +53,7 @@ def evaluate_policies(lists: LoggedLists, scores: dict[str, Floats], *, seed: in
         positions=positions,
         rewards=lists.rewards_RK[real],
         propensities=lists.propensities_RK[real],
+        kind=lists.kind,
     )
     features = np.concatenate([lists.features_RCF[requests, lists.shown_RK[real]], np.log(positions)[:, None]], axis=1)
     model = CrossFittedReward.fit(features, lists.rewards_RK[real], lists.users_R[requests], seed=seed)

@@ -1,0 +1,218 @@
+"""Step `ab_test`: does the champion beat the ranker in service? Answered from the log, before anyone is shown anything."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from components.command import run
+from longtrail.config import ABTestSettings, Config, WorldDataset, load_config
+from longtrail.errors import EvaluationError
+from longtrail.files import atomic_directory, read_json, write_json
+
+if TYPE_CHECKING:
+    from longtrail.offpolicy.experiment import Experiment
+
+log = logging.getLogger("ab_test")
+
+SAME = "The champion is the incumbent itself: there is nothing to decide."
+
+
+def ab_test(
+    tables: Annotated[Path, typer.Option(help="the folder that ingest wrote")] = Path("build/tables"),
+    features: Annotated[Path, typer.Option(help="folder written by build_features")] = Path("build/features"),
+    champion: Annotated[Path, typer.Option(help="folder written by select: ranker/ is B, incumbent/ is A")] = Path("build/champion"),
+    params: Annotated[Path, typer.Option(help="settings: section `ab_test`")] = Path("params.yaml"),
+    report: Annotated[Path, typer.Option(help="folder to write: report.json, report.html, metrics.json")] = Path("build/ab"),
+) -> None:
+    """Estimate the click-through rates of incumbent (A) and champion (B) from logged impressions, and say whether B wins.
+
+    Uses the log's own propensities where it has them (and the candidates each list was chosen from), else a bandit problem made of the test
+    period's ratings, whose truth is known. The two Open Bandit policies against each other: python -m components.open_bandit --help
+    """
+    config = load_config(params)
+    result = compare(config, tables=tables, features=features, champion=champion)
+    with atomic_directory(report) as folder:
+        write_report(result, folder)
+    log.info("%s", result["sentence"])
+    log.info("report: %s", report / "report.html")
+
+
+def write_report(result: dict[str, Any], folder: Path) -> None:
+    """report.json, metrics.json (flat) and report.html of a result."""
+    from components.ab_report import html, metrics
+
+    write_json(folder / "report.json", result)
+    write_json(folder / "metrics.json", metrics(result))
+    (folder / "report.html").write_text(html(result), encoding="utf-8")
+
+
+def compare(config: Config, *, tables: Path, features: Path, champion: Path) -> dict[str, Any]:
+    """What the command does, without files. Raises EvaluationError where the log cannot answer, ModelError where a model does not fit."""
+    from components import ab_requests as requests
+    from longtrail.examples import FeatureSet
+    from longtrail.offpolicy.policies import standardise
+
+    settings = config.ab_test
+    names, same = _names(champion)
+    feature_set = FeatureSet.open(features)
+    mode, why = choose_mode(settings, tables)
+    log.info("%s: %s", mode, why)
+    shown = labels = None
+    if mode == "bandit":
+        asked, labels = requests.rated_requests(feature_set, settings.max_candidates)
+    else:
+        asked, shown = requests.logged_requests(tables, feature_set, whole_catalogue=_is_open_bandit(tables))
+    known = requests.request_features(features / "feast", asked)
+    scores = {
+        name: standardise(requests.score(champion / folder, feature_set, asked, known), asked.lengths_R)
+        for name, folder in zip(names, ("incumbent", "ranker"), strict=True)
+    }
+    described = requests.reward_features(feature_set, asked, known, *scores.values())
+    if shown is None:
+        result = _bandit(settings, asked, labels, described, scores)
+    else:
+        result = _log(settings, asked, shown, described, scores)
+        if isinstance(config.dataset, WorldDataset):
+            _add_world_truth(result, config.dataset, tables, asked, shown, scores, settings)
+    if same:
+        result["sentence"] = SAME
+    return {**result, "source": mode, "why": why, "confidence": settings.confidence, "data": _data(tables)}
+
+
+def choose_mode(settings: ABTestSettings, tables: Path) -> tuple[str, str]:
+    """("log" or "bandit", why). Raises EvaluationError where ab_test.source asks for a log that has no propensities."""
+    from components.ab_requests import CANDIDATES_FILE, propensity_kind
+    from longtrail.schema import Propensity
+
+    if settings.source == "bandit":
+        return "bandit", "ab_test.source asks for the bandit conversion"
+    kind = propensity_kind(tables / "impressions.parquet")
+    if kind is Propensity.NONE:
+        if settings.source == "log":
+            raise EvaluationError(f"{tables / 'impressions.parquet'}: the log has no propensities; ab_test.source is log, expected auto or bandit")
+        return "bandit", "the log has no propensities, so a bandit problem with a known truth is made of the test period's labels"
+    if _is_open_bandit(tables):
+        return "log", f"the log has {kind.value} propensities; every item of the catalogue was a candidate"
+    if settings.source == "auto" and not (tables / CANDIDATES_FILE).is_file():
+        return "bandit", f"the log has propensities but no {CANDIDATES_FILE}, so a bandit problem is made of the test period's labels"
+    return "log", f"the log has {kind.value} propensities and the candidates of each request"
+
+
+def _bandit(settings: ABTestSettings, asked: Any, labels: Any, described: Any, scores: dict[str, Any]) -> dict[str, Any]:
+    """A is the incumbent: the logger ranks as it does, at a temperature of its own."""
+    from longtrail.offpolicy.bandit import draw_bandit
+
+    a, b = scores
+    drawn = draw_bandit(
+        users_R=asked.users_R,
+        times_R=asked.times_R,
+        lengths_R=asked.lengths_R,
+        labels_RC=labels,
+        features_RCF=described,
+        logger_RC=scores[a] / settings.logger_temperature,
+        scores={name: values / settings.temperature for name, values in scores.items()},
+        rounds=settings.rounds,
+        seed=settings.seed,
+    )
+    result = _experiment(settings, drawn.slates, drawn.policies, drawn.times_N)
+    _add_truth(result, drawn.truth[a], drawn.truth[b], "the expected label over the same requests, computed exactly")
+    result["bandit"] = {"requests": len(asked.users_R), "rounds": settings.rounds, "logger_temperature": settings.logger_temperature}
+    return result
+
+
+def _log(settings: ABTestSettings, asked: Any, shown: Any, described: Any, scores: dict[str, Any]) -> dict[str, Any]:
+    from longtrail.offpolicy.lists import LoggedLists, evaluate_policies
+
+    lists = LoggedLists(
+        users_R=asked.users_R,
+        lengths_R=asked.lengths_R,
+        shown_RK=shown.shown_RK,
+        positions_RK=shown.positions_RK,
+        rewards_RK=shown.clicks_RK,
+        propensities_RK=shown.propensities_RK,
+        features_RCF=described,
+        kind=shown.kind,
+    )
+    slates, policies = evaluate_policies(lists, {name: values / settings.temperature for name, values in scores.items()}, seed=settings.seed)
+    return _experiment(settings, slates, policies, asked.times_R[slates.requests_N])
+
+
+def _experiment(settings: ABTestSettings, slates: Any, policies: dict[str, Any], times_N: Any) -> dict[str, Any]:
+    from longtrail.offpolicy.experiment import over_time, run_experiment
+
+    experiment: Experiment = run_experiment(
+        slates,
+        *policies.values(),
+        confidence=settings.confidence,
+        replicates=settings.replicates,
+        min_effective_sample=settings.min_effective_sample,
+        max_weight_share=settings.max_weight_share,
+        seed=settings.seed,
+    )
+    series = over_time(slates, dict(zip("ab", policies.values(), strict=True)), times_N, estimator=experiment.quoted)
+    return {**experiment.json(), "over_time": series, "temperature": settings.temperature}
+
+
+def _add_truth(result: dict[str, Any], a: float, b: float, what: str) -> None:
+    result["a"]["truth"], result["b"]["truth"], result["truth"] = a, b, {"a": a, "b": b, "difference": b - a, "what": what}
+
+
+def _add_world_truth(
+    result: dict[str, Any], world: WorldDataset, tables: Path, asked: Any, shown: Any, scores: dict[str, Any], settings: ABTestSettings
+) -> None:
+    """In a simulated world the truth is known: lists are drawn from each policy and their true click probability is averaged."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from longtrail.datasets.world import World, true_rate
+
+    keys = {}
+    for table, column in (("users", "user_key"), ("items", "item_key")):
+        rows = pq.read_table(tables / f"{table}.parquet", columns=[f"{table[:-1]}_id", column])
+        keys[table] = np.zeros(rows.num_rows + 1, np.int64)
+        keys[table][rows[0].to_numpy()] = rows[1].to_numpy(zero_copy_only=False).astype(np.int64)
+    places = (shown.shown_RK >= 0).sum(axis=1)
+    rates = [
+        true_rate(
+            World(world),
+            keys["users"][asked.users_R],
+            keys["items"][asked.items_RC],
+            asked.times_R,
+            values / settings.temperature,
+            asked.lengths_R,
+            places,
+            seed=settings.seed,
+        )
+        for values in scores.values()
+    ]
+    _add_truth(result, rates[0], rates[1], "the simulated world's own click probability of lists drawn from each policy, for the same requests")
+
+
+def _names(champion: Path) -> tuple[tuple[str, str], bool]:
+    """Names of A and B for people, and whether they are the same model."""
+    try:
+        selection = read_json(champion / "selection.json")
+        a, b = selection["incumbent"], selection["ranker"]["name"]
+    except FileNotFoundError as error:
+        raise EvaluationError(f"{error.filename}: no such file; expected the folder that select writes") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"{champion / 'selection.json'}: not as select writes it: {error}") from None
+    return ((f"{a} (incumbent)", f"{b} (champion)"), True) if a == b else ((a, b), False)
+
+
+def _data(tables: Path) -> dict[str, Any]:
+    counts = read_json(tables / "counts.json")
+    return {"dataset": counts.get("dataset"), "source_sha256": counts.get("source_sha256")}
+
+
+def _is_open_bandit(tables: Path) -> bool:
+    try:
+        return (read_json(tables / "counts.json").get("dataset") or {}).get("kind") == "open_bandit"
+    except FileNotFoundError:
+        raise EvaluationError(f"{tables / 'counts.json'}: no such file; expected the folder that ingest writes") from None
+
+
+if __name__ == "__main__":
+    run(ab_test)
