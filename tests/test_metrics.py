@@ -9,7 +9,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_recall, retrieval_reciprocal_rank
 
 from longtrail import metrics
-from longtrail.bootstrap import intervals, resample_counts
+from longtrail.bootstrap import intervals, resample_counts, tail
 
 
 def rows(seed: int, n: int, users: int, levels: int):
@@ -127,7 +127,7 @@ def test_intervals_agree_with_a_bootstrap_that_repeats_the_rows(name):
         take = np.repeat(np.arange(len(users)), counts[users])
         copies = users[take] + 60 * np.concatenate([np.arange(c) for c in counts[users]])  # a user drawn twice is two users
         again.append(metrics.ranking_contributions(copies, clicks[take], scores[take], 60 * counts.max())[name].value)
-    low, high = np.quantile(again, [0.025, 0.975])
+    low, high = np.quantile(again, [tail(60, 0.95), 1 - tail(60, 0.95)])
     width = high - low
     assert found.value == pytest.approx(metrics.ranking_contributions(users, clicks, scores, 60)[name].value)
     assert found.low <= found.value <= found.high
@@ -137,6 +137,24 @@ def test_intervals_agree_with_a_bootstrap_that_repeats_the_rows(name):
         assert found.high - found.low == pytest.approx(width, rel=0.25)
     else:
         assert found.low == pytest.approx(low, abs=tolerance) and found.high == pytest.approx(high, abs=tolerance)
+
+
+def test_tails_widen_for_few_users_only():
+    assert tail(10**6, 0.95) == pytest.approx(0.025, abs=1e-5)
+    assert tail(5, 0.95) < tail(20, 0.95) < 0.025
+
+
+def test_intervals_of_a_mean_over_few_users_cover_the_truth():
+    """Ten users: plain percentiles cover about 90 %."""
+    hits = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        users = np.repeat(np.arange(10), 5)
+        losses = rng.normal(size=50) + rng.normal(size=10)[users]
+        one = metrics.Contributions(numerators_U=np.bincount(users, losses), denominators_U=np.full(10, 5.0), users=10, bounds=(-np.inf, np.inf))
+        found = intervals({"mean": one}, replicates=400, seed=seed)["mean"]
+        hits += found.low <= 0 <= found.high
+    assert 0.92 <= hits / 400 <= 0.98
 
 
 def test_auc_intervals_cover_the_truth():
