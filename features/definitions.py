@@ -21,7 +21,7 @@ SERVING = "serving_v1"
 TIMESTAMP = "timestamp"
 CREATED = "created"
 HISTORY_ARRAYS = ("items", "actions", "times")  # oldest first; times are UTC microseconds (Feast's own timestamp value counts whole seconds)
-FIELDS = {
+COUNTED = {
     CLOCK: ("history_length",),
     USER_VIEW: USER_STATISTICS,
     ITEM_VIEW: ITEM_STATISTICS,
@@ -78,10 +78,10 @@ def definitions(online_history_length: int, offline: Path = Path("offline")) -> 
     def columns(names: tuple[str, ...]) -> list[Any]:
         return [Field(name=n, dtype=feast_type(EXAMPLES[n].kind), description=EXAMPLES[n].meaning) for n in names]
 
-    clock = view(CLOCK, columns(FIELDS[CLOCK]), False, "how long a user's history was: a training example points at that prefix of it")
-    user = view(USER_VIEW, columns(FIELDS[USER_VIEW]), True, "what a user was shown and clicked so far")
+    clock = view(CLOCK, columns(COUNTED[CLOCK]), False, "how long a user's history was: a training example points at that prefix of it")
+    user = view(USER_VIEW, columns(COUNTED[USER_VIEW]), True, "what a user was shown and clicked so far")
     # Not online: the service keeps item statistics resident with the model (hundreds of keys a request are slow from a store).
-    item = view(ITEM_VIEW, columns(FIELDS[ITEM_VIEW]), False, "how an item fared so far")
+    item = view(ITEM_VIEW, columns(COUNTED[ITEM_VIEW]), False, "how an item fared so far")
     arrays = [Field(name=n, dtype=Array(Int64), description=f"{n} of the newest events, oldest first") for n in HISTORY_ARRAYS]
     history = view(
         HISTORY,

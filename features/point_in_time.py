@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from features.definitions import FIELDS
-from features.repository import FeatureStoreError, open_repository, quiet_feast
+from features.definitions import COUNTED
+from features.repository import FeatureStoreError, ensure_duckdb, open_repository, quiet_feast
 
 Ints = NDArray[np.int64]
 _ROW = "row_id"
@@ -20,6 +20,7 @@ class PointInTime:
 
     def __init__(self, feast: Path) -> None:
         """`feast` is the folder that build_features writes. Raises FeatureStoreError where it is no repository."""
+        ensure_duckdb()
         self._store = open_repository(feast)
 
     def features(self, service: str, times_n: Ints, **keys_n: Ints) -> dict[str, Ints]:
@@ -30,10 +31,11 @@ class PointInTime:
         """
         with quiet_feast():
             definition = self._store.get_feature_service(service, allow_cache=True)
-            names = [name for projection in definition.feature_view_projections for name in FIELDS[projection.name]]
+            names = [name for projection in definition.feature_view_projections for name in COUNTED[projection.name]]
             if len(times_n) == 0:
                 return {name: np.zeros(0, dtype=np.int64) for name in names}
-            entity = pd.DataFrame({_ROW: np.arange(len(times_n)), **keys_n, _STAMP: pd.to_datetime(times_n, unit="us", utc=True).as_unit("us")})
+            stamps = pd.DatetimeIndex(np.asarray(times_n, dtype=np.int64).view("datetime64[us]")).tz_localize("UTC")
+            entity = pd.DataFrame({_ROW: np.arange(len(times_n)), **keys_n, _STAMP: stamps})
             job = self._store.get_historical_features(entity_df=entity, features=definition, filter_by_created_timestamp=True)
             answer = job.to_arrow()
         return _in_order(answer, names, len(times_n), service)

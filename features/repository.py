@@ -5,10 +5,12 @@
 Every path inside is relative to the folder, so it can be moved, and opening it for reading writes nothing into it.
 """
 
+import atexit
 import contextlib
 import io
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -87,6 +89,7 @@ def apply(folder: Path, online_history_length: int) -> None:
 
 def materialise(folder: Path) -> None:
     """Copy the newest row of every user to the online store. Doing it twice changes nothing. Raises FeatureStoreError if it cannot be reached."""
+    ensure_duckdb()
     store = open_repository(folder)
     with quiet_feast(), reachable(store):
         # Both ends are open: a row is left out only by the newest row of its user.
@@ -113,6 +116,22 @@ def duckdb_for_feast(memory_limit: str, threads: int, spill: Path) -> Iterator[N
         backend.disconnect()
 
 
+def ensure_duckdb() -> None:
+    """The same for a process that set no bounds: spill to the system's temporary folder, not the working directory, and end quietly."""
+    import ibis
+
+    if ibis.options.default_backend is not None:
+        return
+    backend = ibis.duckdb.connect(":memory:", temp_directory=str(Path(tempfile.gettempdir()) / f"longtrail-duckdb-{os.getpid()}"))
+    ibis.set_backend(backend)
+
+    def end() -> None:
+        ibis.options.default_backend = None
+        backend.disconnect()  # a connection that outlives the interpreter makes DuckDB's binding print a page of complaints
+
+    atexit.register(end)
+
+
 @contextlib.contextmanager
 def reachable(store: Any) -> Iterator[None]:
     """Turns a Redis that does not answer into a FeatureStoreError that names its address."""
@@ -123,7 +142,7 @@ def reachable(store: Any) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "redis":
             raise
-        address = getattr(store.config.online_store, "connection_string", "?")
+        address = getattr(store.config.online_store, "connection_string", "?").partition(",")[0]  # what follows may hold a password
         raise FeatureStoreError(f"online store: Redis at features.redis_address {address}: {error}") from error
 
 

@@ -1,0 +1,227 @@
+"""What the service knows of users: read from Feast's online store, and written to it as events arrive.
+
+B users asked for, L history.
+"""
+
+import contextlib
+import fcntl
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.definitions import HISTORY, HISTORY_ARRAYS, SERVING, USER_VIEW
+from features.repository import ONLINE_FILE, FeatureStoreError, online_history_length, open_repository, quiet_feast, reachable
+from longtrail.files import atomic_file
+from longtrail.history import HistoryArrays
+from longtrail.schema import USER_STATISTICS
+
+Ints = NDArray[np.int64]
+_LOCK_SECONDS = 10  # a writer that died with Redis's lock holds up the others this long
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineUsers:
+    """One read of B users. `totals_B` counts all events of each, also those that the store no longer keeps."""
+
+    history: HistoryArrays
+    totals_B: Ints
+    statistics: dict[str, Ints]  # USER_STATISTICS, each [B]
+
+
+class OnlineFeatures:
+    """Histories and statistics of users from the online store of a Feast repository. Safe to share between threads.
+
+    Unknown users have no events and zero counts. Writers of several processes wait for each other.
+    """
+
+    def __init__(self, feast: Path, *, state: Path | None = None, redis_address: str | None = None) -> None:
+        """`feast` is the folder that build_features writes.
+
+        SQLite: `state` is a folder for a copy of the online store, made once for each build of the features; without it `feast` itself is
+        read, and written to by `append_events`. Redis: `redis_address` replaces the one that was built with.
+        Raises FeatureStoreError where `feast` is no repository or its online store cannot be reached.
+        """
+        feast = Path(feast)
+        opened = open_repository(feast)
+        self._redis = opened.config.online_store.type == "redis"
+        if self._redis:
+            address = redis_address or opened.config.online_store.connection_string
+            # skip_dedup: the events of a user may arrive out of order, and Feast would leave out what is not newer than the stored row.
+            self._store = open_repository(feast, online={"skip_dedup": True, "connection_string": _impatient(address)})
+            self._client = self._store.provider.online_store._get_client(self._store.config.online_store)
+            self._client.set_retry(_retry())
+        else:
+            database = feast / ONLINE_FILE if state is None else _copied(feast / ONLINE_FILE, Path(state) / f"{opened.project}.db")
+            if not database.is_file():
+                raise FeatureStoreError(f"{database}: no such file; expected the online store that build_features materialises")
+            self._lock_file = database.with_suffix(".lock")
+            self._store = open_repository(feast, online={"path": str(database.absolute())})
+        self._lock = threading.RLock()
+        with quiet_feast():
+            self._service = self._store.get_feature_service(SERVING)
+            self._views = {name: self._store.get_feature_view(name) for name in (HISTORY, USER_VIEW)}
+        self.length = online_history_length(self._store)
+        self.read([0], 1)  # connect now, not at the first request
+
+    def read(self, user_ids: Sequence[int] | Ints, max_length: int) -> OnlineUsers:
+        """The newest `max_length` events of each user, oldest first, and their counts, in one look-up."""
+        values, users = self._values(user_ids)
+        arrays = [[_array(values[name][b], max_length) for b in range(users)] for name in HISTORY_ARRAYS]
+        return OnlineUsers(
+            history=_padded(*arrays),
+            totals_B=_counts(values["history_length"]),
+            statistics={name: _counts(values[name]) for name in USER_STATISTICS},
+        )
+
+    def history(self, user_ids: Sequence[int] | Ints, max_length: int) -> HistoryArrays:
+        """The newest `max_length` events of each user, oldest first: [B, L], L at most `max_length` and what the store keeps."""
+        return self.read(user_ids, max_length).history
+
+    def user_statistics(self, user_ids: Sequence[int] | Ints) -> dict[str, Ints]:
+        """USER_STATISTICS and history_length (all events of the user), each int64 [B]."""
+        values, _ = self._values(user_ids)
+        return {name: _counts(values[name]) for name in ("history_length", *USER_STATISTICS)}
+
+    def append_events(self, user_ids: Sequence[int], item_ids: Sequence[int], action_ids: Sequence[int], times: Sequence[int]) -> None:
+        """Put events (times in UTC µs) at the end of their users' histories, in the order given, which is the order they became available.
+
+        The newest `length` of each user are kept; history_length counts all. What is appended can be read when this returns.
+        """
+        users_n = np.asarray(user_ids, dtype=np.int64)
+        events = [np.asarray(values, dtype=np.int64) for values in (item_ids, action_ids, times)]
+        if any(values.shape != users_n.shape for values in events):
+            raise ValueError(f"append_events: {len(users_n)} users, {[len(v) for v in events]} items, actions, times; expected as many of each")
+        if len(users_n) == 0:
+            return
+        order = np.argsort(users_n, kind="stable")
+        users_B, starts_B, counts_B = np.unique(users_n[order], return_index=True, return_counts=True)
+        events = [values[order] for values in events]
+        with self._writing():
+            values, _ = self._values(users_B)
+            rows = []
+            for b, (user, start, count) in enumerate(zip(users_B, starts_B, counts_B, strict=True)):
+                added = slice(start, start + count)
+                kept = (
+                    np.concatenate([_array(values[name][b], self.length), new[added]])[-self.length :]
+                    for name, new in zip(HISTORY_ARRAYS, events, strict=True)
+                )
+                total = values["history_length"][b].int64_val + int(count)
+                rows.append((int(user), dict(zip(HISTORY_ARRAYS, kept, strict=True)) | {"history_length": total}))
+            self._write(HISTORY, rows)
+
+    def record_impressions(self, user_ids: Sequence[int]) -> None:
+        """Count one impression for each id given (repeat an id to count several)."""
+        self._count("user_impressions", user_ids)
+
+    def record_clicks(self, user_ids: Sequence[int]) -> None:
+        """Count one click on an impression for each id given."""
+        self._count("user_clicks", user_ids)
+
+    def _count(self, statistic: str, user_ids: Sequence[int]) -> None:
+        users_B, counts_B = np.unique(np.asarray(user_ids, dtype=np.int64), return_counts=True)
+        if len(users_B) == 0:
+            return
+        with self._writing():
+            values, _ = self._values(users_B)
+            rows = []
+            for b, (user, count) in enumerate(zip(users_B, counts_B, strict=True)):
+                stored = {name: values[name][b].int64_val for name in USER_STATISTICS}
+                rows.append((int(user), stored | {statistic: stored[statistic] + int(count)}))
+            self._write(USER_VIEW, rows)
+
+    def _values(self, user_ids: Sequence[int] | Ints) -> tuple[dict[str, Any], int]:
+        """Feast's values by feature name, B of each. One of an unknown user is unset and reads as 0 or as an empty list."""
+        users = np.asarray(user_ids, dtype=np.int64).tolist()
+        if not users:
+            return {name: [] for name in (*HISTORY_ARRAYS, "history_length", *USER_STATISTICS)}, 0
+        with self._lock if not self._redis else contextlib.nullcontext(), reachable(self._store):
+            response = self._store.get_online_features(features=self._service, entity_rows={"user_id": users}).proto
+        return {name: result.values for name, result in zip(response.metadata.feature_names.val, response.results, strict=True)}, len(users)
+
+    def _write(self, view: str, rows: list[tuple[int, dict[str, Any]]]) -> None:
+        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+        from feast.protos.feast.types.Value_pb2 import Int64List, Value
+
+        def value(number: int | Ints) -> Any:
+            return Value(int64_val=number) if isinstance(number, int) else Value(int64_list_val=Int64List(val=number.tolist()))
+
+        now = datetime.now(UTC)
+        data = [
+            (EntityKey(join_keys=["user_id"], entity_values=[Value(int64_val=user)]), {name: value(v) for name, v in fields.items()}, now, now)
+            for user, fields in rows
+        ]
+        self._store.provider.online_write_batch(self._store.config, self._views[view], data, None)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One writer at a time, in this process and in all others: a write is a read, a change and a write."""
+        with self._lock, reachable(self._store), contextlib.ExitStack() as stack:
+            if self._redis:
+                stack.enter_context(self._client.lock(f"{self._store.project}:writing", timeout=_LOCK_SECONDS, sleep=0.005))
+            else:
+                stack.enter_context(_locked(self._lock_file))
+            yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _impatient(address: str) -> str:
+    """A service would rather hear of a silent Redis soon; a limit that `address` sets itself stands."""
+    limits = {"socket_timeout": 5, "socket_connect_timeout": 2}
+    return ",".join([address, *(f"{name}={seconds}" for name, seconds in limits.items() if f"{name}=" not in address)])
+
+
+def _retry() -> Any:
+    from redis.backoff import ConstantBackoff
+    from redis.retry import Retry
+
+    return Retry(ConstantBackoff(0.05), 2)  # redis-py's own default takes ten seconds to give up
+
+
+def _copied(source: Path, target: Path) -> Path:
+    """`target`, a writable copy of the SQLite file `source`, made where it is not there yet."""
+    if not source.is_file():
+        raise FeatureStoreError(f"{source}: no such file; expected the online store that build_features materialises")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.with_suffix(".lock")):
+        if not target.exists():
+            with atomic_file(target) as aside:
+                shutil.copyfile(source, aside)
+                with contextlib.closing(sqlite3.connect(aside)) as connection:
+                    connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
+    return target
+
+
+def _array(value: Any, max_length: int) -> Ints:
+    values = value.int64_list_val.val
+    return np.array(values[-max_length:] if len(values) > max_length else values, dtype=np.int64)
+
+
+def _counts(values: Any) -> Ints:
+    return np.fromiter((value.int64_val for value in values), dtype=np.int64, count=len(values))
+
+
+def _padded(items: list[Ints], actions: list[Ints], times: list[Ints]) -> HistoryArrays:
+    lengths_B = np.array([len(row) for row in items], dtype=np.int64)
+    real_BL = np.arange(max(lengths_B.max(initial=0), 1)) < lengths_B[:, None]
+
+    def pad(rows: list[Ints]) -> Ints:
+        padded_BL = np.zeros(real_BL.shape, dtype=np.int64)
+        if rows:
+            padded_BL[real_BL] = np.concatenate(rows)
+        return padded_BL
+
+    return HistoryArrays(items_BL=pad(items), actions_BL=pad(actions), times_BL=pad(times), lengths_B=lengths_B)
