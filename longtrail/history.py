@@ -1,7 +1,7 @@
 """Histories stored once: every event of the log in memory-mapped arrays, sorted by user and then by when it became available.
 
 A store is a folder: `manifest.json` and one sub-folder a segment, each with `items.npy` (int32), `times.npy` (int64, UTC µs), `actions.npy`
-(uint8) and `offsets.npy` (int64 [U + 2], events of user u: offsets[u]:offsets[u + 1]). It takes 13 bytes an event and 16 bytes a user,
+(uint8) and `offsets.npy` (int64 [U + 2], events of user u: offsets[u]:offsets[u + 1]). It takes 13 bytes an event and 24 bytes a user,
 whatever the length of the histories read from it. A segment never changes; `append` adds one, `compact` merges them, and only the
 replacement of the manifest makes either visible.
 
