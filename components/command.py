@@ -17,6 +17,7 @@ QUIET = {
     "FEAST_USAGE": "False",
     "POSTHOG_DISABLED": "1",
 }
+HOUSE = ("longtrail", "components", "features", "pipelines", "serving", "__main__")  # other libraries' chatter is not the user's
 
 
 def run(step: Callable[..., Any]) -> None:
@@ -26,7 +27,10 @@ def run(step: Callable[..., Any]) -> None:
     """
     os.environ.update(QUIET)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in (*HOUSE, step.__name__))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(step)
     try:
