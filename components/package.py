@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from components.command import QUIET, run
 from components.train import git_commit
@@ -28,6 +27,7 @@ SOURCES = ("longtrail", "features", "serving")
 REQUIREMENTS = ("torch", "safetensors", "numpy", "pandas", "pyarrow", "duckdb", "ibis-framework", "pydantic", "PyYAML", "typer", "tqdm", "scipy")
 FEAST_EXTRAS = "duckdb,redis"
 PARITY_REQUESTS = 16
+_BUILD = "import json, sys, bentoml; bentoml.bentos.build(**json.loads(sys.argv[1]))"
 
 
 def package(
@@ -52,8 +52,8 @@ def package(
         artifacts = stage / "artifacts"
         write_artifacts(artifacts, champion=champion, features=features, params=params, choice=choice, lineage=lineage)
         write_parity(artifacts / "parity.parquet", features, retriever=champion / "retriever", ranker=champion / choice["folder"])
-        write_bentofile(stage, {**choice["labels"], **{name: value or "" for name, value in lineage.items()}})
-        built = build(stage, home=Path(workshop) / "home", version=_version(lineage, choice))
+        labels = {**choice["labels"], **{name: value or "" for name, value in lineage.items()}}
+        built = build(stage, home=Path(workshop) / "home", version=_version(lineage, choice), labels=labels)
         difference = check_scores(built)
         with atomic_directory(bento) as aside:
             aside.rmdir()
@@ -90,7 +90,7 @@ def lineage_of(config: Config, *, features: Path, tables: Path, validation: Path
             "raw_data": read_json(tables / "counts.json")["source_sha256"],
             "validation": hash_path(validation / "result.json"),
             "feature_definitions": read_json(features / "features.json")["hashes"]["feature_definitions"],
-            "features": _digest([hash_path(features / name) for name in ("features.json", "feast/feature_store.yaml", "feast/registry.db")]),
+            "features": _digest([hash_path(features / name) for name in ("features.json", "feast/feature_store.yaml")]),
             "parameters": _digest(config.model_dump(mode="json")),
             "code": git_commit(),
         }
@@ -186,28 +186,29 @@ def write_parity(path: Path, features: Path, *, retriever: Path, ranker: Path) -
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def write_bentofile(stage: Path, labels: dict[str, str]) -> None:
-    bentofile = {
-        "service": "serving.service:Longtrail",
-        "name": "longtrail",
-        "description": "Longtrail: recommends from each person's whole history. What it was made from stands in the labels.",
-        "labels": labels,
-        "include": [*(f"{name}/" for name in SOURCES), "artifacts/"],
-        "python": {"packages": requirements(), "lock_packages": False},
-    }
-    (stage / "bentofile.yaml").write_text(yaml.safe_dump(bentofile, sort_keys=False), encoding="utf-8")
-
-
 def requirements() -> list[str]:
     """REQUIREMENTS and Feast as they are installed here; BentoML adds itself. Build tags (+cpu) are left out: the index knows what fits."""
     pinned = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
     return [*pinned, f"feast[{FEAST_EXTRAS}]=={metadata.version('feast')}"]
 
 
-def build(stage: Path, *, home: Path, version: str) -> Path:
-    """`bentoml build`, with a store of its own, without network; returns the Bento's folder. Raises ModelError with BentoML's message."""
+def build(stage: Path, *, home: Path, version: str, labels: dict[str, str]) -> Path:
+    """`bentoml build` into a store of its own, without network; returns the Bento's folder. Raises ModelError with BentoML's message.
+
+    By its Python interface, for the command refuses to work below a hidden folder.
+    """
     home.mkdir()
-    _run(["-m", "bentoml", "build", str(stage), "--version", version, "--output", "tag"], stage, "bentoml build", BENTOML_HOME=str(home))
+    options = {
+        "service": "serving.service:Longtrail",
+        "name": "longtrail",
+        "version": version,
+        "description": "Longtrail: recommends from each person's whole history. What it was made from stands in the labels.",
+        "labels": labels,
+        "include": [*(f"{name}/" for name in SOURCES), "artifacts/"],
+        "python": {"packages": requirements(), "lock_packages": False},
+        "build_ctx": str(stage),
+    }
+    _run(["-c", _BUILD, json.dumps(options)], stage, "bentoml build", BENTOML_HOME=str(home))
     return home / "bentos" / "longtrail" / version
 
 

@@ -4,7 +4,7 @@ STATE is the service's state folder ($LONGTRAIL_STATE; it may be in use), OUT a 
   impressions.parquet  one row an item shown (user, item, timestamp, click, request, position, propensity, policy); the click came through /events
   candidates.parquet   one row an item that could have been shown (request, item): what an offline A/B test on this log needs
   events.parquet       events that were no click on a list (user, item, timestamp, action, value, written_at)
-  dataset.yaml         the `dataset` section of params.yaml that reads impressions.parquet
+  dataset.yaml         the `dataset` section of params.yaml that reads the three
 Keys are raw, times UTC, propensities conditional on the items above.
 """
 
@@ -94,7 +94,7 @@ def export_log(state: Path, out: Path, *, fallback: bool = False) -> Exported:
         )
         clicks = _count(connection, f"FROM read_parquet('{_quoted(aside / 'impressions.parquet')}') WHERE click = 1")
         stray = _count(connection, "FROM clicked c WHERE NOT EXISTS (FROM shown s WHERE s.request_id = c.request AND s.item = c.item)")
-        (aside / "dataset.yaml").write_text(yaml.safe_dump(_dataset(out), sort_keys=False), encoding="utf-8")
+        (aside / "dataset.yaml").write_text(yaml.safe_dump(_dataset(out, events=others > 0), sort_keys=False), encoding="utf-8")
     return Exported(impressions=impressions, clicks=clicks, candidates=candidates, events=others, clicks_without_impression=stray, torn_lines=torn)
 
 
@@ -134,17 +134,21 @@ def _quoted(path: Path) -> str:
     return str(path).replace("'", "''")
 
 
-def _dataset(out: Path) -> dict[str, Any]:
-    names = ("user", "item", "timestamp", "click", "request", "position", "propensity", "policy")
-    return {
-        "dataset": {
-            "kind": "event_log",
-            "source": str(out / "impressions.parquet"),
-            "columns": {name: name for name in names},
-            "timestamp_unit": "us",
-            "propensity_kind": "conditional",
-        }
+def _dataset(out: Path, *, events: bool) -> dict[str, Any]:
+    """Settings that read what was written; absolute, so that they hold wherever the pipeline runs."""
+    out = out.absolute()
+    dataset: dict[str, Any] = {
+        "kind": "event_log",
+        "source": str(out / "impressions.parquet"),
+        "columns": {name: name for name in ("user", "item", "timestamp", "click", "request", "position", "propensity", "policy")},
+        "timestamp_unit": "us",
+        "propensity_kind": "conditional",
+        "candidates": str(out / "candidates.parquet"),
     }
+    if events:
+        dataset["events"] = str(out / "events.parquet")
+        dataset["event_columns"] = {name: name for name in ("user", "item", "timestamp", "action", "value", "written_at")}
+    return {"dataset": dataset}
 
 
 def main(

@@ -12,10 +12,10 @@ from serving.state import STATE_VARIABLE
 
 QUIET = {
     "BENTOML_DO_NOT_TRACK": "True",
+    "BENTOML_BUNDLE_LOCAL_BUILD": "false",
     "FEAST_USAGE": "False",
     "POSTHOG_DISABLED": "1",
     "PYTHONWARNINGS": "ignore",
-    "BENTOML_BUNDLE_LOCAL_BUILD": "false",
 }
 
 
@@ -32,7 +32,7 @@ def serve(
         raise _stop(f"port {port} of {host} is taken: choose another with --port (make serve PORT=…)")
     folder = (state or Path(os.environ.get(STATE_VARIABLE) or "var/serving")).absolute()
     # BentoML 1.4 joins a relative path to itself, and changes into the Bento: both get absolute ones.
-    environment = {**os.environ, **QUIET, STATE_VARIABLE: str(folder)}
+    environment = {**os.environ, **QUIET, STATE_VARIABLE: str(folder), "PYTHONPYCACHEPREFIX": str(folder / "pycache")}  # a Bento is not written to
     command = [sys.executable, "-m", "bentoml", "serve", str(bento.absolute()), "--host", host, "--port", str(port)]
     print(f"Serving {bento} on http://{host}:{port} (API docs there, too; state in {folder}). Ready in some 20 seconds; Ctrl-C stops it.", flush=True)
     os.execve(sys.executable, command, environment)

@@ -5,16 +5,17 @@ BentoML imports this file in its supervisor too, so nothing heavy is imported be
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 
 import bentoml
-from bentoml.exceptions import BentoMLException
+from bentoml.exceptions import BentoMLException, ServiceUnavailable
 
 from longtrail.config import ServingSettings, load_config
+from longtrail.errors import LongtrailError
 from serving.errors import RequestError
 from serving.http import Gate, OwnFaultsOnly, docs_page
 from serving.schemas import Answer, EventsAnswer, EventsRequest, RankRequest, RecommendRequest
@@ -54,12 +55,15 @@ class Longtrail:
         buckets = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
         self._stages = Histogram("longtrail_stage_seconds", "Time of each stage of a request", ["stage"], buckets=buckets)
         logging.getLogger("bentoml._internal.server.http_app").addFilter(OwnFaultsOnly())
-        self._ready = False
-        self._engine = self._open()
-        self._ready = True
+        self._engine: Any = None
+        try:
+            self._engine = self._open()
+        except LongtrailError as error:
+            # Staying up without ever being ready says more than dying and being restarted over and over.
+            logger.error("not ready, and will not be: %s", error)
 
     def _open(self) -> Any:
-        """The engine, warm. Raises LongtrailError, and the service does not start, where the Bento's parts do not fit or its scores differ."""
+        """The engine, warm. Raises LongtrailError where the Bento's parts do not fit, its scores differ, or its state cannot be read."""
         import torch
 
         from features.online import OnlineFeatures
@@ -85,37 +89,38 @@ class Longtrail:
             self._stages.labels(name).observe(time.perf_counter() - start)
 
     def __is_ready__(self) -> bool:
-        return self._ready
+        return self._engine is not None
 
     @bentoml.api(route="/recommend")
     def recommend(self, request: RecommendRequest, /) -> Answer:
         """The k best items for a user: retrieved from the whole catalogue less what they have seen (or from `candidates`), then ranked."""
-        return self._answer("recommend", self._engine.recommend, request)
+        return self._answer("recommend", request)
 
     @bentoml.api(route="/rank")
     def rank(self, request: RankRequest, /) -> Answer:
         """The given candidates, in order for a user."""
-        return self._answer("rank", self._engine.rank, request)
+        return self._answer("rank", request)
 
     @bentoml.api(route="/events")
     def events(self, request: EventsRequest, /) -> EventsAnswer:
         """Take what people did: on disk and in their histories when this answers. All or, where one is wrong, none."""
-        answer = _refusing(self._engine.take_events, request)
+        answer = self._do("take_events", request)
         self._events.labels("accepted").inc(answer.accepted)
         self._events.labels("duplicate").inc(answer.duplicates)
         return answer
 
-    def _answer(self, endpoint: str, answer_to: Callable[[Any], Answer], request: Any) -> Answer:
-        answer = _refusing(answer_to, request)
+    def _answer(self, endpoint: str, request: Any) -> Any:
+        answer = self._do(endpoint, request)
         self._answers.labels(endpoint, answer.arm, answer.fallback or "").inc()
         return answer
 
-
-def _refusing(do: Callable[[Any], Any], request: Any) -> Any:
-    try:
-        return do(request)
-    except RequestError as error:
-        raise BadRequest(str(error)) from None
+    def _do(self, method: str, request: Any) -> Any:
+        if self._engine is None:
+            raise ServiceUnavailable("not ready: see the service's log")
+        try:
+            return getattr(self._engine, method)(request)
+        except RequestError as error:
+            raise BadRequest(str(error)) from None
 
 
 def _settings() -> ServingSettings:

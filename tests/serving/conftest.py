@@ -1,0 +1,29 @@
+"""One Bento and one running service for all tests of a worker."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.serving.bento import Outputs, outputs, server
+
+
+@dataclass(frozen=True)
+class Running:
+    client: httpx.Client
+    state: Path
+    made: Outputs
+
+
+@pytest.fixture(scope="session")
+def packaged() -> Outputs:
+    return outputs()
+
+
+@pytest.fixture(scope="session")
+def running(packaged: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    state = tmp_path_factory.mktemp("serving") / "state"
+    with server(packaged.bento, state) as client:
+        yield Running(client, state, packaged)
