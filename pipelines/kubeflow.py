@@ -22,7 +22,7 @@ SECTIONS = {
     "evaluate": ("evaluation",),
     "select": ("selection", "models", "pipeline"),
     "ab_test": ("ab_test",),
-    "package": ("serving",),
+    "package": tuple(name for name in Config.model_fields if name != "cluster"),  # their hash is part of the Bento's lineage
 }
 
 

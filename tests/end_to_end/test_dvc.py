@@ -1,0 +1,150 @@
+"""The whole pipeline on a slice of real ratings, as `make run` runs it; what came out is looked at."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from longtrail.examples import FeatureSet
+from longtrail.files import read_json
+from longtrail.models.store import load_model
+from tests.end_to_end.conftest import USERS, commit, environment, git, run
+
+pytestmark = [pytest.mark.xdist_group("end_to_end"), pytest.mark.timeout(900)]
+MODELS = ("popular_items", "sasrec", "popularity", "din", "sam")
+
+
+@pytest.fixture(scope="module")
+def said(project: Path) -> str:
+    """What the first run printed."""
+    return run(project, "pipelines.local")
+
+
+def test_the_tables_hold_every_rating(said: str, project: Path, movielens_slice: Path) -> None:
+    ratings = np.loadtxt(movielens_slice / "u.data", dtype=np.int64)
+    tables = project / "build" / "tables"
+    assert pq.read_metadata(tables / "interactions.parquet").num_rows == len(ratings)
+    assert pq.read_metadata(tables / "users.parquet").num_rows == USERS
+    clicks = pq.read_table(tables / "impressions.parquet", columns=["click"])["click"].to_numpy()
+    assert clicks.sum() == (ratings[:, 2] >= 4).sum()
+    assert read_json(tables / "counts.json")["rows_quarantined"] == 0
+
+
+def test_validation_passed(said: str, project: Path) -> None:
+    assert read_json(project / "build" / "validation" / "result.json")["success"]
+
+
+def test_histories_end_strictly_before_their_impressions(said: str, project: Path) -> None:
+    features = FeatureSet.open(project / "build" / "features")
+    for split in ("train", "valid", "test"):
+        examples = pq.read_table(project / "build" / "features" / "examples" / f"{split}.parquet")
+        users, lengths = examples["user_id"].to_numpy(), examples["history_length"].to_numpy()
+        times = examples["timestamp"].to_numpy().astype("datetime64[us]").astype(np.int64)
+        history = features.history.gather(users, lengths, 1)  # the newest event of each history
+        some = history.lengths_B > 0
+        assert some.mean() > 0.5 and (history.times_BL[some, 0] < times[some]).all()
+        more = lengths < features.history.lengths(users)  # and the event after it is not before the impression
+        after = features.history.gather(users[more], lengths[more] + 1, 1)
+        assert (after.times_BL[:, 0] >= times[more]).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_is_trained_and_evaluated(model: str, said: str, project: Path) -> None:
+    loaded = load_model(project / "build" / "models" / model)
+    assert loaded.card.name == model
+    evaluation = read_json(project / "build" / "evaluations" / model / "evaluation.json")
+    metric = "gauc" if loaded.card.settings.stage == "ranking" else "ndcg@10"
+    for split in ("valid", "test"):
+        figure = evaluation["splits"][split]["metrics"][metric]
+        assert figure["low"] <= figure["value"] <= figure["high"]
+        assert 0 < figure["value"] < 1
+    assert evaluation["cost"]["model_bytes"] > 0 and evaluation["cost"]["latency_ms"]["p99"] > 0
+    assert "<svg" in (project / "build" / "evaluations" / model / "report.html").read_text()
+
+
+def test_the_rankers_learn_more_than_popularity(said: str, project: Path) -> None:
+    def gauc(model: str) -> float:
+        return read_json(project / "build" / "evaluations" / model / "evaluation.json")["splits"]["test"]["metrics"]["auc"]["value"]
+
+    assert max(gauc("din"), gauc("sam")) > gauc("popularity")
+
+
+def test_the_champion_is_the_best_on_the_validation_split(said: str, project: Path) -> None:
+    selection = read_json(project / "build" / "champion" / "selection.json")
+    values = {
+        m: read_json(project / "build" / "evaluations" / m / "evaluation.json")["splits"]["valid"]["metrics"]["gauc"]["value"] for m in ("din", "sam")
+    }
+    assert selection["incumbent"] == "popularity"
+    assert selection["ranker"]["name"] == max(values, key=lambda m: values[m])
+    assert selection["ranker"]["losers"][0]["reason"]
+
+
+def test_the_ab_report_shows_the_estimate_beside_the_truth(said: str, project: Path) -> None:
+    report = read_json(project / "build" / "ab" / "report.json")
+    assert report["verdict"] in ("win", "lose", "not enough data")
+    for arm in ("a", "b"):
+        snips = report[arm]["estimates"]["snips"]
+        assert 0 < snips["low"] <= snips["value"] <= snips["high"] < 1
+        assert abs(snips["value"] - report[arm]["truth"]) < 0.1
+    page = (project / "build" / "ab" / "report.html").read_text()
+    assert report["sentence"] in page and "<svg" in page
+
+
+def test_the_summary_says_where_to_look(said: str) -> None:
+    for text in ("sasrec", "din", "sam", "popularity", "report.html", "make serve"):
+        assert text in said.rsplit("The pipeline ran in", 1)[1]
+
+
+def test_the_bento_is_whole(said: str, project: Path) -> None:
+    bento = project / "build" / "bento"
+    assert (bento / "bento.yaml").is_file()
+    files = {p.name for p in bento.rglob("*") if p.is_file()}
+    assert {"service.py", "model.safetensors", "registry.db"} <= files
+    assert not any(p.suffix in (".pkl", ".pickle") for p in bento.rglob("*"))
+
+
+def test_a_second_run_does_nothing_and_says_so(said: str, project: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (project / "build").rglob("*") if p.is_file()}
+    again = run(project, "pipelines.local")
+    assert "nothing was done" in again and "Running stage" not in again
+    assert before == {p: p.stat().st_mtime_ns for p in (project / "build").rglob("*") if p.is_file()}
+
+
+def test_dvc_compares_runs(said: str, project: Path) -> None:
+    commit(project, "A run")
+    run(project, "dvc", "exp", "run", "-S", "ab_test.rounds=5")
+    difference = json.loads(run(project, "dvc", "metrics", "diff", "--json"))
+    assert any("build/ab/metrics.json" in path for path in difference)
+    assert "rounds" in run(project, "dvc", "params", "diff")
+    assert git(project, "status", "--porcelain").strip()  # the experiment is in the workspace, to be kept or dropped
+    git(project, "checkout", "--quiet", "--", "params.yaml", "dvc.lock")
+    run(project, "dvc", "checkout", "--quiet", "--force")
+
+
+def test_a_killed_run_goes_on_where_it_stood(said: str, project: Path, settings: dict[str, Any]) -> None:
+    """Killed inside the training of one model: the steps before it are not run again, and the result is that of an unbroken run."""
+    from longtrail.files import hash_path
+
+    want = hash_path(project / "build" / "models" / "din" / "model.safetensors")
+    command = [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", "train@din"]
+    with subprocess.Popen(command, cwd=project, env=environment(project), stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        deadline = time.monotonic() + 120
+        while not any((project / "build" / "checkpoints").rglob("*.*")) and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        killed = process.poll() is None
+        if killed:
+            subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+        process.wait()
+    assert killed, "training ended before it could be killed"
+    assert not (project / "build" / "models" / "din" / "model.safetensors").is_file()
+    said_then = run(project, "pipelines.local")
+    assert "Running stage 'train@din'" in said_then and "Running stage 'ingest'" not in said_then
+    assert hash_path(project / "build" / "models" / "din" / "model.safetensors") == want
+    assert signal.SIGKILL
