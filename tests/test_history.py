@@ -31,7 +31,7 @@ events = st.lists(
     ),
     max_size=40,
 )
-quick = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def as_table(rows: list[Event]) -> pa.Table:
