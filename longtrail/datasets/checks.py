@@ -119,7 +119,7 @@ def _faults(rows: ir.Table, raw: RawEvents) -> list[Fault]:
     if "request" in raw.names:
         fault("request", "missing request", rows.request.isnull())
     if "position" in raw.names:
-        whole = (rows.place == rows.place.floor()) & rows.place.between(rules.first_position, 2**31 - 2)
+        whole = (rows.place % 1 == 0) & rows.place.between(rules.first_position, 2**31 - 2)
         fault("position", f"position is not a whole number from {rules.first_position}", ~whole)
     if "propensity" in raw.names:
         probable = (rows.probability > 0) & (rows.probability <= 1) & ~rows.probability.isnan()
@@ -139,7 +139,12 @@ def _microseconds(text: ir.StringValue, rules: Rules) -> ir.IntegerValue:
     if rules.timestamp_unit == "iso":
         return _epoch_us(text.try_cast(dt.Timestamp("UTC")))
     number = text.try_cast("float64") * _PER_UNIT[rules.timestamp_unit]  # exact to the µs: 2^53 µs are 285 years
-    return number.round().try_cast("int64")
+    return _whole(number + 0.5)
+
+
+def _whole(number: ir.FloatingValue) -> ir.IntegerValue:
+    """int64 towards zero; null where it is NaN or beyond int64. (Ibis's own round, floor and ceil cast, which fails on those.)"""
+    return (number - number % 1).try_cast("int64")
 
 
 def _zero_or_one(text: ir.StringValue) -> ir.IntegerValue:
@@ -160,7 +165,7 @@ def _click(rows: ir.Table, rules: Rules) -> ir.IntegerValue:
 
 def _action(rows: ir.Table, rules: Rules) -> ir.StringValue:
     if rules.action_from_value is not None:
-        return ibis.literal(rules.action_from_value) + rows.number.ceil().try_cast("int64").cast("string")
+        return ibis.literal(rules.action_from_value) + _whole(rows.number + (rows.number % 1 > 0).ifelse(1, 0)).cast("string")
     return ibis.coalesce(rows.action, ibis.literal(rules.action))
 
 

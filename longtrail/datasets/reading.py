@@ -100,8 +100,8 @@ def load_text(
         total = _one(engine, f"SELECT count(*) FROM {_name('raw_' + key)}")
         engine.raw_sql(f"INSERT INTO files VALUES ({_text_literal(key)}, {_text_literal(str(path))}, {rows}, {total - rows})")
         rows = total
-    engine.raw_sql(f'CREATE VIEW {_name(key)} AS SELECT rowid AS "order", * FROM {_name("raw_" + key)}')
-    return engine.table(key)
+    engine.raw_sql(f'CREATE VIEW {_name("rows_" + key)} AS SELECT rowid AS "order", * FROM {_name("raw_" + key)}')
+    return engine.table(f"rows_{key}")
 
 
 def read_rows(engine: Backend, key: str) -> tuple[int, int]:
@@ -215,11 +215,16 @@ def _header(path: Path, layout: CsvFormat) -> list[str]:
         start = content.read(1 << 16)
     if layout.encoding != "utf-16" and start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise _bad_encoding(path, layout, "it starts with the byte order mark of utf-16")
+    codec = _CODECS[layout.encoding]
+    if layout.encoding == "utf-16":
+        if not start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            codec = "utf-16-le"
+    else:
+        start = start.split(b"\n", 1)[0]  # the rest is decoded, and judged, where it is read
     try:
-        # the block may end inside a character: an incremental decoder keeps that part back
-        text = codecs.getincrementaldecoder(_CODECS[layout.encoding])().decode(start)
-    except UnicodeDecodeError as error:
-        raise _bad_encoding(path, layout, f"byte {error.start} of its first block is none of that encoding") from None
+        text = codecs.getincrementaldecoder(codec)().decode(start)  # keeps back a character that the block cuts in two
+    except UnicodeError as error:
+        raise _bad_encoding(path, layout, f"its header is none of that encoding ({error})") from None
     line = text.splitlines()[0] if text.strip() else ""
     if "\0" in line:
         raise _bad_encoding(path, layout, "its first line has null characters")

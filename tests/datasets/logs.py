@@ -42,7 +42,9 @@ def run(tmp_path: Path, dataset: dict[str, Any], *, out: str = "tables", **setti
     return ingest(TypeAdapter(Dataset).validate_python(dataset), IngestSettings(**values), tmp_path / out, cache=tmp_path / "cache")
 
 
-def run_csv(tmp_path: Path, text: str | bytes, columns: dict[str, str] = COLUMNS, *, settings: dict[str, Any] | None = None, **dataset: Any) -> dict[str, Any]:
+def run_csv(
+    tmp_path: Path, text: str | bytes, columns: dict[str, str] = COLUMNS, *, settings: dict[str, Any] | None = None, **dataset: Any
+) -> dict[str, Any]:
     """Ingest `text` as log.csv."""
     source = tmp_path / "log.csv"
     source.write_bytes(text if isinstance(text, bytes) else text.encode())

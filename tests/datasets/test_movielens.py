@@ -126,7 +126,15 @@ def test_half_stars_round_up_in_the_action_and_stay_in_the_value(tmp_path: Path)
 
 
 def test_bad_ratings_are_quarantined_with_their_line(tmp_path: Path) -> None:
-    bad = ["9::9::6::900000000", "9::9::::900000000", "9::9::4::yesterday", "::9::4::900000000", "9::9::4", "-9::9::4::900000000", "1::10::5::900000100"]
+    bad = [
+        "9::9::6::900000000",
+        "9::9::::900000000",
+        "9::9::4::yesterday",
+        "::9::4::900000000",
+        "9::9::4",
+        "-9::9::4::900000000",
+        "1::10::5::900000100",
+    ]
     source = tmp_path / "ratings.dat"
     source.write_bytes(rows("::") + "\n".join(bad).encode() + b"\n")
     counts = run(tmp_path, {"kind": "movielens", "source": str(source)})
@@ -180,7 +188,11 @@ def test_real_zips_equal_a_plain_reading(tmp_path: Path, name: str, events: int,
     counts = run(tmp_path, {"kind": "movielens", "source": str(source)}, max_quarantined_share=0.0)
     assert [counts[k] for k in ("interactions", "impressions", "users", "items")] == [events, events, users, items]
     raw = plain(source)
-    found = table(tmp_path, "interactions").merge(table(tmp_path, "users")[["user_id", "user_key"]]).merge(table(tmp_path, "items")[["item_id", "item_key"]])
+    found = (
+        table(tmp_path, "interactions")
+        .merge(table(tmp_path, "users")[["user_id", "user_key"]])
+        .merge(table(tmp_path, "items")[["item_id", "item_key"]])
+    )
     found["second"] = found["timestamp"].astype("int64") // 1_000_000
     left = found[["user_key", "item_key", "value", "second"]].astype({"user_key": int, "item_key": int}).sort_values(["user_key", "item_key"])
     right = raw.sort_values(["user", "item"])
