@@ -86,6 +86,7 @@ def choose(champion: Path, report: Path) -> dict[str, Any]:
 def lineage_of(config: Config, *, features: Path, tables: Path, validation: Path) -> dict[str, str | None]:
     """serving.artifacts.Lineage: SHA-256 of what the Bento is made from. Raises ModelError naming a missing file."""
     try:
+        (validation / "result.json").stat()  # hash_path takes what is not there for an empty folder
         return {
             "raw_data": read_json(tables / "counts.json")["source_sha256"],
             "validation": hash_path(validation / "result.json"),
