@@ -1,5 +1,6 @@
 """What ingest makes of good and bad logs. docs/data.md has a row for each way to break one, and names the test here."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -370,3 +371,15 @@ def test_positions_from_zero(tmp_path: Path) -> None:
 def test_settings_that_need_each_other(tmp_path: Path, dataset: dict, key: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ConfigError, match=f"^{key} is set"):
         run(tmp_path, {"kind": "event_log", "source": str(tmp_path / "log.csv"), **dataset})
+
+
+def test_mixed_line_ends_are_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"log\.csv: cannot be read"):
+        run_csv(tmp_path, EVENTS.replace("\n", "\r\n", 2))
+
+
+@pytest.mark.parametrize("name", ["log.csv.gz", "it's a [log]*?.csv", "log.txt"])
+def test_names_and_compression(tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    source.write_bytes(gzip.compress(EVENTS.encode()) if name.endswith("gz") else EVENTS.encode())
+    assert run(tmp_path, {"kind": "event_log", "source": str(source), "columns": COLUMNS})["rows_accepted"] == 3

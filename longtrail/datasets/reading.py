@@ -93,6 +93,7 @@ def load_text(
                 raise DatasetError(f"{path}: the file is empty; expected a header and rows")
             log.warning("%s is empty: nothing read from it", path)
             continue
+        log.info("reading %s", path)
         select, rejects = _parquet(path, columns, unit) if _is_parquet(path) else _text(path, columns, csv_format)
         _insert(engine, key, path, select)
         if rejects:

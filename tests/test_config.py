@@ -1,0 +1,115 @@
+"""params.yaml: what is in the repository loads; what is wrong is named by its dotted key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from longtrail.config import EventLogDataset, MovieLensDataset, OpenBanditDataset, WorldDataset, load_config, parse_config
+from longtrail.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def values() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    found = changing = values()
+    *parents, last = path.split(".")
+    for name in parents:
+        changing = changing.setdefault(name, {})
+    changing[last] = value
+    return found
+
+
+def test_the_repository_s_params_load() -> None:
+    config = load_config(ROOT / "params.yaml")
+    assert isinstance(config.dataset, MovieLensDataset)
+    assert set(config.pipeline.models) <= set(config.models)
+    assert parse_config(values()) == config
+
+
+def test_settings_are_immutable() -> None:
+    config = load_config(ROOT / "params.yaml")
+    with pytest.raises(Exception, match="frozen"):
+        config.ingest.threads = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("ingest.thread", 2, "params.yaml: ingest.thread: unknown key"),
+        ("surprise", {}, "params.yaml: surprise: unknown key"),
+        ("dataset.like_form", 4, "dataset.movielens.like_form: unknown key"),
+        ("models.sam.passes_", 3, "passes_: unknown key"),
+        ("ingest.threads", 0, "ingest.threads: .*greater than 0, got 0"),
+        ("ingest.max_quarantined_share", 1.5, "ingest.max_quarantined_share: .*less than or equal to 1, got 1.5"),
+        ("dataset.kind", "netflix", "dataset: .*'netflix'"),
+        ("dataset", {"kind": "event_log", "source": "x.csv"}, "dataset.event_log.columns: missing"),
+        ("dataset", {"kind": "event_log", "source": "x.csv", "columns": {"user": "u", "item": "i"}}, "dataset.event_log.columns.timestamp: missing"),
+        ("dataset", {"kind": "open_bandit", "policy": "greedy"}, "dataset.open_bandit.policy: .*'greedy'"),
+        ("split.valid_share", "much", "split.valid_share: .*'much'"),
+        ("pipeline.models", ["sasrec", "popularity", "din", "none"], "pipeline.models names 'none'; models has popular_items, sasrec"),
+        ("pipeline.models", ["popularity", "din"], "pipeline.models has no retrieval model"),
+        ("pipeline.models", ["sasrec", "popularity"], "no ranking model beside the incumbent 'popularity'"),
+        ("selection.incumbent", "sasrec", "selection.incumbent is 'sasrec'; expected one of the ranking models"),
+    ],
+)
+def test_what_is_wrong_is_named(path: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(changed(path, value))
+
+
+def test_every_bad_key_is_listed_at_once() -> None:
+    bad = changed("ingest.thread", 2)
+    bad["split"]["kind"] = "random"
+    with pytest.raises(ConfigError) as error:
+        parse_config(bad, name="mine.yaml")
+    assert [line.split(": ")[:2] for line in str(error.value).splitlines()] == [["mine.yaml", "ingest.thread"], ["mine.yaml", "split.kind"]]
+
+
+def test_files_that_are_no_settings(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    with pytest.raises(ConfigError, match=f"{path}: no such file"):
+        load_config(path)
+    for content, message in (
+        (b"a: [1", "not YAML"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"", "top level"),
+        (b"- 1", "top level"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            load_config(path)
+
+
+def test_a_file_may_hold_only_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("dataset: {source: ml-1m, kind: movielens}\n")
+    config = load_config(path)
+    assert config.dataset.source == "ml-1m"  # type: ignore[union-attr]
+    assert config.ingest == load_config(ROOT / "params.yaml").ingest
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind"),
+    [
+        ({"kind": "movielens", "source": "../shared/data/ml-1m.zip"}, MovieLensDataset),
+        ({"kind": "open_bandit", "policy": "bts", "campaign": "men"}, OpenBanditDataset),
+        ({"kind": "event_log", "source": "*.csv", "columns": {"user": "u", "item": "i", "timestamp": "t"}}, EventLogDataset),
+        ({"kind": "world", "users": 10}, WorldDataset),
+    ],
+)
+def test_each_dataset_is_told_by_its_kind(dataset: dict[str, Any], kind: type) -> None:
+    assert isinstance(parse_config(changed("dataset", dataset)).dataset, kind)
+
+
+def test_the_yaml_of_the_documentation_loads() -> None:
+    page = (ROOT / "docs" / "data.md").read_text()
+    blocks = [block.split("```")[0] for block in page.split("```yaml\n")[1:]]
+    assert len(blocks) >= 3
+    for block in blocks:
+        parse_config({**values(), **yaml.safe_load(block)})
