@@ -15,6 +15,7 @@ log = logging.getLogger("open_bandit")
 
 Campaign = Literal["all", "men", "women"]
 POLICIES: tuple[Literal["random", "bts"], ...] = ("random", "bts")
+MIN_EFFECTIVE_ROWS = 100  # below it the intervals are not to be relied on
 TITLE = "Open Bandit: each policy judged from the other's log"
 
 
@@ -93,11 +94,12 @@ def read_logs(tables: dict[str, Path]) -> tuple[dict[str, Any], int, int]:
 
 def html(results: list[dict[str, Any]], confidence: float) -> str:
     """One self-contained page."""
-    from components.report_page import Section, figure_html, page, paragraph, table_html
+    from components.report_page import Section, badge, figure_html, page, paragraph, table_html
 
     inside = sum(r["gap"]["dr"]["low"] <= 0 <= r["gap"]["dr"]["high"] for r in results)
     rows = [
         [
+            badge("usable", "good") if r["effective_rows"] >= MIN_EFFECTIVE_ROWS else badge("too few", "warn"),
             r["campaign"],
             r["target"],
             r["log"],
@@ -113,14 +115,17 @@ def html(results: list[dict[str, Any]], confidence: float) -> str:
         for r in results
     ]
     names = ["IPS", "self-normalised", "doubly robust"]
-    headers = ["campaign", "policy judged", "from the log of", *names, "what it really got", "effective rows", "mean weight", "its probabilities"]
+    headers = ["", "campaign", "policy judged", "from the log of", *names, "what it really got", "effective rows", "mean weight", "its probabilities"]
     alt = "Doubly robust estimates with intervals beside the rates that were really got"
     how = (
         "Each log is made of one-item requests with the position as context. The uniform policy's probabilities are exact; Thompson sampling learned "
         "while it ran, so its average behaviour is estimated from the shares of its own log and that log's error is in the interval. Users are those "
-        "with equal features, as the data set has no user ids. Assumed: no effect of the other items of a page, and no drift of rates during the week."
+        "with equal features, as the data set has no user ids. Assumed: no effect of the page's other items, and no drift of rates during the week. "
+        "Where the effective rows are few, a handful of rows decides and the interval itself is not to be relied on."
     )
-    lead = f"{inside} of {len(results)} estimates agree with what the policy really got ({confidence:.0%} interval of the gap between the two logs)."
+    few = sum(r["effective_rows"] < MIN_EFFECTIVE_ROWS for r in results)
+    lead = f"{inside} of {len(results)} estimates agree with what the policy really got ({confidence:.0%} interval of the gap between the two logs)"
+    lead += f"; {few} of them for want of data only, with fewer than {MIN_EFFECTIVE_ROWS} effective rows." if few else "."
     return page(
         TITLE,
         [
