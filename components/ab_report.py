@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 TONES = {"win": "good", "lose": "bad", "not enough data": "warn"}
 ESTIMATORS = {"ips": "IPS", "snips": "self-normalised IPS", "dr": "doubly robust"}
 COLOURS = {"a": "#5b6675", "b": "#1f6fb2", "logged": "#b0762b", "truth": "#b3372e"}
-WIDTH = 6.4  # inches; the page scales it
+WIDTH = 5.2  # inches; the page scales it
 
 
 def html(result: dict[str, Any]) -> str:
@@ -83,7 +83,7 @@ def _rates(result: dict[str, Any]) -> str:
     rows.append(["relative", "B / A − 1", _signed(relative["value"]), _span_relative(relative), *_true_ratio(truth)])
     logged = result["logged"]
     rows.append(["the log itself", "who made the log", _percent(logged["value"]), _span(logged), *([""] if truth else [])])
-    return table_html(["policy", "role", "clicks per impression", confidence, *(["truth"] if truth else [])], rows)
+    return table_html(["policy", "role", "clicks per impression", confidence, *(["truth"] if truth else [])], rows, stack=True)
 
 
 def _truth_note(result: dict[str, Any]) -> str:
@@ -104,7 +104,7 @@ def _checks(result: dict[str, Any]) -> str:
             rows.append([state, f"{check['name']} ({result[side]['name']})", f"{check['value']:.4g}", check["threshold"], check["explanation"]])
     overlap = ", ".join(f"{result[side]['name']} {result['diagnostics'][side]['overlap']:.0%}" for side in ("a", "b"))
     figures = paragraph(f"Overlap, the share of each policy's behaviour that the log also shows: {overlap}.")
-    return table_html(["", "check", "found", "needed", "what it means"], rows) + figures
+    return table_html(["", "check", "found", "needed", "what it means"], rows, stack=True) + figures
 
 
 def _method(result: dict[str, Any]) -> str:

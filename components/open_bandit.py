@@ -129,7 +129,7 @@ def html(results: list[dict[str, Any]], confidence: float) -> str:
     return page(
         TITLE,
         [
-            Section("Estimate beside reality", figure_html(_figure(results), alt) + table_html(headers, rows)),
+            Section("Estimate beside reality", figure_html(_figure(results), alt) + table_html(headers, rows, stack=True)),
             Section("How it was computed", paragraph(how)),
         ],
         lead=lead,
@@ -140,7 +140,7 @@ def html(results: list[dict[str, Any]], confidence: float) -> str:
 def _figure(results: list[dict[str, Any]]) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 0.8 + 0.5 * len(results)), layout="constrained")
+    figure = Figure(figsize=(5.2, 0.8 + 0.5 * len(results)), layout="constrained")
     axis = figure.add_subplot()
     for row, r in enumerate(results):
         for interval, shift, colour, label in ((r["estimates"]["dr"], -0.14, "#1f6fb2", "estimate"), (r["real"], 0.14, "#b3372e", "really got")):

@@ -41,7 +41,13 @@ table { border-collapse: collapse; width: 100%; font-size: .95rem; }
 th, td { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-figure { margin: .5rem 0; } figure svg { width: 100%; height: auto; display: block; }
+@media (max-width: 40rem) {
+  table.stack thead { display: none; }
+  table.stack tr { display: block; border-bottom: 1px solid var(--line); padding: .4rem 0; }
+  table.stack td, table.stack td.number { display: block; border: 0; padding: .1rem .3rem; text-align: left; white-space: normal; }
+  table.stack td[data-label]:not([data-label=""])::before { content: attr(data-label) ": "; color: var(--soft); }
+}
+figure { margin: .5rem 0; } figure svg { width: 100%; max-width: 46rem; height: auto; display: block; }
 figcaption { color: var(--soft); font-size: .92rem; }
 .badge { display: inline-block; padding: .05rem .5rem; border-radius: 1rem; color: #fff; background: var(--plain);
          font-size: .85rem; white-space: nowrap; }
@@ -87,14 +93,22 @@ def badge(text: str, tone: str) -> Markup:
     return Markup('<span class="badge {}">{}</span>').format(tone, text)
 
 
-def table_html(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table that scrolls sideways on a phone. Cells are escaped unless Markup; int and float cells are right-aligned, floats at 4 digits."""
+def table_html(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, stack: bool = False) -> str:
+    """A table that scrolls sideways on a phone, or with `stack` shows each row as a block there: for tables that hold sentences.
+
+    Cells are escaped unless Markup; int and float cells are right-aligned, floats at 4 digits.
+    """
     numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(headers))]
     head = "".join(f"<th{_class(number)}>{escape(text)}</th>" for text, number in zip(headers, numeric, strict=True))
     body = "".join(
-        "<tr>" + "".join(f"<td{_class(number)}>{_cell(value)}</td>" for value, number in zip(row, numeric, strict=True)) + "</tr>" for row in rows
+        "<tr>"
+        + "".join(
+            f'<td{_class(number)} data-label="{escape(text)}">{_cell(value)}</td>' for value, text, number in zip(row, headers, numeric, strict=True)
+        )
+        + "</tr>"
+        for row in rows
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="wide"><table{_stacked(stack)}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def figure_html(figure: "Figure", alt: str, caption: str = "") -> str:
@@ -110,6 +124,10 @@ def figure_html(figure: "Figure", alt: str, caption: str = "") -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
     return f"<figure>{svg}" + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "") + "</figure>"
+
+
+def _stacked(stack: bool) -> str:
+    return ' class="stack"' if stack else ""
 
 
 def _class(number: bool) -> str:
