@@ -17,7 +17,7 @@ from longtrail.models.masks import padding_mask
 class BehaviourEmbedding(nn.Module):
     """Keys [B, L, D] and queries [B, C, D]; zeros in padded places, whatever ids stand there."""
 
-    def __init__(self, sizes: Sizes, width: int, *, std: float = 0.05) -> None:
+    def __init__(self, sizes: Sizes, width: int, *, std: float = 0.01) -> None:
         super().__init__()
         self.width = 2 * width
         self.items = DenseItems(sizes.items, width, std=std)

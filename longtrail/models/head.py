@@ -1,4 +1,4 @@
-"""From what a ranker has read to a logit. B requests, C candidates, X features.
+"""From what a ranker has read to a logit. B requests, C candidates, X features, F item and G user statistics.
 
 Not published for SAM; the choice is that of the baseline code its authors name (MIMN): BatchNorm → 200 → PReLU → 80 → PReLU → 1 over
 [query ; what was read ; statistics]. SAM's own BatchNorm over its output (eps 1e-3) and the head's are one layer here: two in a row are one.
@@ -9,6 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from longtrail.statistics import ITEM_FEATURES, USER_FEATURES
+
+ITEM_CLICK_RATE, USER_CLICK_RATE = 2, 2  # their places in longtrail.statistics.item_features and user_features
 
 
 class MaskedBatchNorm(nn.Module):
@@ -41,19 +45,33 @@ class MaskedBatchNorm(nn.Module):
 
 
 class Head(nn.Module):
-    """[B, C, X] → logits [B, C]."""
+    """Logits [B, C]: deep([what was read ; statistics]) + wide(statistics), S = F + G statistics of item and user.
+
+    The wide part is ours: a linear layer that starts at 1 for the item's click rate and 1/2 for the user's (both are logits less the prior's),
+    beside a last deep layer that starts near 0. So an untrained ranker orders as the smoothed click rate does, and learns the rest.
+    """
 
     def __init__(self, features: int, hidden: Sequence[int], dropout: float) -> None:
+        """`features` are those of `parts`, statistics not counted."""
         super().__init__()
+        statistics = ITEM_FEATURES + USER_FEATURES
+        features += statistics
         self.norm = MaskedBatchNorm(features)
         layers: list[nn.Module] = []
         for units in hidden:
             layers += [nn.Linear(features, units), nn.PReLU(), nn.Dropout(dropout)]
             features = units
-        self.layers = nn.Sequential(*layers, nn.Linear(features, 1))
+        self.layers = nn.Sequential(*layers, last := nn.Linear(features, 1))
+        self.wide = nn.Parameter(torch.zeros(statistics))
+        with torch.no_grad():
+            last.weight.mul_(0.1)
+            self.wide[ITEM_CLICK_RATE] = 1.0
+            self.wide[ITEM_FEATURES + USER_CLICK_RATE] = 0.5
 
-    def forward(self, parts: Sequence[Tensor], mask_BC: Tensor) -> Tensor:
-        """`parts` are [B, C, *], or [B, 1, *] where all candidates share them."""
+    def forward(self, parts: Sequence[Tensor], item_BCF: Tensor, user_BG: Tensor, mask_BC: Tensor) -> Tensor:
+        """`parts` are [B, C, *]; the statistics those of Candidates and Context."""
         B, C = mask_BC.shape
-        x_BCX = torch.cat([part.to(self.norm.scale.dtype).expand(B, C, -1) for part in parts], dim=-1)
-        return self.layers(self.norm(x_BCX, mask_BC)).squeeze(-1)
+        dtype = self.norm.scale.dtype
+        statistics_BCS = torch.cat([item_BCF, user_BG.unsqueeze(1).expand(B, C, -1)], dim=-1).to(dtype)
+        x_BCX = torch.cat([*(part.to(dtype) for part in parts), statistics_BCS], dim=-1)
+        return self.layers(self.norm(x_BCX, mask_BC)).squeeze(-1) + statistics_BCS @ self.wide

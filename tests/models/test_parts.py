@@ -1,5 +1,8 @@
 """Masks, tables, behaviour fields and the head's normalisation."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,6 +11,7 @@ from longtrail.models.embedding import BehaviourEmbedding
 from longtrail.models.head import Head, MaskedBatchNorm
 from longtrail.models.items.dense import DenseItems
 from longtrail.models.masks import padding_mask
+from longtrail.statistics import item_features, user_features
 from tests.contracts.batches import SIZES, make_candidates, make_history
 
 
@@ -72,13 +76,26 @@ def test_normalisation_of_one_place_or_none_is_finite() -> None:
 def test_normalisation_keeps_float32_statistics_under_autocast() -> None:
     head = Head(4, (3,), 0.0).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = head([torch.randn(2, 3, 4, dtype=torch.bfloat16)], padding_mask(torch.tensor([3, 2]), 3))
+        part = torch.randn(2, 3, 4, dtype=torch.bfloat16)
+        logits = head([part], torch.randn(2, 3, 3), torch.randn(2, 3), padding_mask(torch.tensor([3, 2]), 3))
     assert torch.isfinite(logits).all()
     assert head.norm.mean.dtype == torch.float32
 
 
-def test_head_shares_request_features_with_all_candidates() -> None:
-    torch.manual_seed(0)
-    head = Head(5, (3,), 0.0).eval()
-    own, shared, mask_BC = torch.randn(2, 3, 2), torch.randn(2, 1, 3), torch.ones(2, 3, dtype=torch.bool)
-    assert torch.equal(head([own, shared], mask_BC), head([own, shared.expand(2, 3, 3)], mask_BC))
+def test_head_at_first_orders_as_the_click_rate() -> None:
+    """The statistics in their real places: what longtrail.statistics makes of counts, through an untrained head whose deep part is off."""
+    head = Head(2, (3,), 0.0).eval()
+    with torch.no_grad():
+        head.layers[-1].weight.zero_()  # type: ignore[operator]
+        head.layers[-1].bias.zero_()  # type: ignore[operator]
+    counts = [np.array(x) for x in ([[50, 9, 3]], [[40, 10, 0]], [[30, 1, 0]])]
+    item_BCF = torch.from_numpy(item_features(*counts, 0.3))
+    user_BG = torch.from_numpy(user_features(*(np.array(x) for x in ([7], [20], [15])), 0.3))
+    logits_BC = head([torch.randn(1, 3, 2)], item_BCF, user_BG, torch.ones(1, 3, dtype=torch.bool))
+
+    def over_prior(clicks: int, impressions: int) -> float:
+        rate = (clicks + 3) / (impressions + 10)
+        return math.log(rate / (1 - rate)) - math.log(3 / 7)
+
+    expected = [over_prior(30, 40), over_prior(1, 10), 0.0]
+    assert logits_BC[0].tolist() == pytest.approx([x + over_prior(15, 20) / 2 for x in expected], abs=1e-5)

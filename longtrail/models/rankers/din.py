@@ -25,7 +25,6 @@ from longtrail.models.contracts import Candidates, Context, History, Sizes
 from longtrail.models.embedding import BehaviourEmbedding
 from longtrail.models.head import Head
 from longtrail.models.masks import padding_mask
-from longtrail.statistics import ITEM_FEATURES, USER_FEATURES
 
 
 class TargetAttention(nn.Module):
@@ -73,7 +72,7 @@ class DIN(nn.Module):
         self.embedding = BehaviourEmbedding(sizes, settings.width)
         width = self.embedding.width
         self.attention = TargetAttention(width, settings.attention_hidden, settings.attention_weights)
-        self.head = Head(3 * width + ITEM_FEATURES + USER_FEATURES, settings.hidden, settings.dropout)
+        self.head = Head(3 * width, settings.hidden, settings.dropout)
 
     def forward(self, history: History, candidates: Candidates, context: Context) -> Tensor:
         """Logits [B, C]."""
@@ -82,5 +81,4 @@ class DIN(nn.Module):
         keys_BLD = self.embedding.keys(history, mask_BL)
         query_BCD = self.embedding.queries(candidates)
         read_BCD = self.attention(keys_BLD, mask_BL, query_BCD) @ keys_BLD
-        statistics = [candidates.statistics_BCF, context.statistics_BG.unsqueeze(1)]
-        return self.head([query_BCD, read_BCD, query_BCD * read_BCD, *statistics], mask_BC)
+        return self.head([query_BCD, read_BCD, query_BCD * read_BCD], candidates.statistics_BCF, context.statistics_BG, mask_BC)

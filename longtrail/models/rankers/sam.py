@@ -27,7 +27,6 @@ from longtrail.models.contracts import Candidates, Context, History, Sizes
 from longtrail.models.embedding import BehaviourEmbedding
 from longtrail.models.head import Head
 from longtrail.models.masks import padding_mask
-from longtrail.statistics import ITEM_FEATURES, USER_FEATURES
 
 
 class MemoryCell(nn.Module):
@@ -94,7 +93,7 @@ class SAM(nn.Module):
         self.passes = nn.ModuleList(AttentionPass(settings, width) for _ in range(settings.passes))
         self.cell = MemoryCell(width)
         read = settings.passes * (settings.compression + width)
-        self.head = Head(width + read + ITEM_FEATURES + USER_FEATURES, settings.hidden, settings.dropout)
+        self.head = Head(width + read, settings.hidden, settings.dropout)
 
     def forward(self, history: History, candidates: Candidates, context: Context) -> Tensor:
         """Logits [B, C]."""
@@ -102,7 +101,7 @@ class SAM(nn.Module):
         mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])
         query_BCD = self.embedding.queries(candidates)
         read = self.read(self.embedding.keys(history, mask_BL), mask_BL, history.lengths_B, query_BCD)
-        return self.head([query_BCD, *read, candidates.statistics_BCF, context.statistics_BG.unsqueeze(1)], mask_BC)
+        return self.head([query_BCD, *read], candidates.statistics_BCF, context.statistics_BG, mask_BC)
 
     def read(self, keys_BLD: Tensor, mask_BL: Tensor, lengths_B: Tensor, query_BCD: Tensor) -> list[Tensor]:
         """[s_1, m_1, …, s_P, m_P], [B, C, R] and [B, C, D] in turn."""
