@@ -44,7 +44,7 @@ class Cost:
             "peak_memory_bytes": self.peak_memory_bytes,
             "model_bytes": self.model_bytes,
             "measured": {
-                "how": f"one request at a time on the CPU, in a process of its own, the calmest of {_ROUNDS} rounds; memory is its peak resident size",
+                "how": f"one request at a time on the CPU, in a process of its own, calmest of {_ROUNDS} rounds; memory is its peak resident size",
                 "base_memory_bytes": self.base_memory_bytes,
                 "history": self.history,
                 "candidates": self.candidates,
