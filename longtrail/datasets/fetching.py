@@ -123,6 +123,11 @@ def extract(path: Path, members: Mapping[str, str], folder: Path) -> None:
         raise DatasetError(f"{path}: not a whole zip: {error}") from None
 
 
+def label(source: Path, file: Path) -> str:
+    """What to call a file of a source: as it is, or as a member of the zip it was taken from."""
+    return str(file) if source.is_dir() or file.parent == source.parent else f"{source}/{file.name}"
+
+
 def hash_files(files: Sequence[Path]) -> str:
     """SHA-256 (hex) of the files' bytes, in the order given: names and places do not count."""
     return _combine([pooch.file_hash(str(file), alg="sha256") for file in files])

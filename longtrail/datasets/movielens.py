@@ -108,9 +108,9 @@ def read_movielens(engine: Backend, dataset: MovieLensDataset, folder: Path, cac
         value_bounds=(0.5, 5.0),
     )
     names = dict(zip(_RATING, layout.names, strict=True))
-    rows = load(engine, "ratings", [ratings], names, csv_format=layout.format)
+    rows = load(engine, "ratings", [ratings], names, csv_format=layout.format, label=fetching.label(source, ratings))
     events = RawEvents(rows=rows, names=names, rules=rules, delimiter=layout.format.delimiter, key="ratings")
-    items = None if films is None else _films(engine, films, layout)
+    items = None if films is None else _films(engine, films, layout, fetching.label(source, films))
     if films is None:
         log.info("%s has no %s: films have neither title nor category", source, layout.films)
     files = (source,) if source.is_file() else tuple(f for f in (ratings, films) if f is not None)
@@ -162,7 +162,7 @@ def _beside(ratings: Path) -> dict[str, str]:
     return {p.name: str(p) for p in ratings.parent.iterdir() if p.is_file()}
 
 
-def _films(engine: Backend, path: Path, layout: Layout) -> ir.Table:
+def _films(engine: Backend, path: Path, layout: Layout, label: str) -> ir.Table:
     """item, category, title. The category is the combination of genres, in the file's order, between bars; null where there is none."""
     item, title, genres = layout.film_names
     columns: dict[str, str | None] = {"item": item, "title": title}
@@ -173,7 +173,7 @@ def _films(engine: Backend, path: Path, layout: Layout) -> ir.Table:
         quote=layout.film_format.quote,
         header=layout.film_format.header,
     )
-    films = load_text(engine, "films", [path], columns, csv_format=csv_format)
+    films = load_text(engine, "films", [path], columns, csv_format=csv_format, label=label)
     if genres:
         joined = films.genres if "|" in layout.film_format.delimiter or not genres.endswith("token_seq") else films.genres.replace(" ", "|")
     else:

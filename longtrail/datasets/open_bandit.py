@@ -43,10 +43,11 @@ SMALL = fetching.Wheel(
 
 def read_open_bandit(engine: Backend, dataset: OpenBanditDataset, folder: Path, cache: Path) -> RawLog:
     """One policy's log of one campaign. `folder` takes what a zip holds. Raises DatasetError."""
-    log_file, context = _open(dataset, folder, cache)
+    source = _find(dataset.source, cache)
+    log_file, context = _open(source, dataset, folder)
     columns: dict[str, str | None] = {raw: own for raw, own in _NAMES.items() if raw != "user"}
     columns |= {feature: feature for feature in _FEATURES}
-    rows = load_text(engine, "log", [log_file], columns, csv_format=CsvFormat())
+    rows = load_text(engine, "log", [log_file], columns, csv_format=CsvFormat(), label=fetching.label(source, log_file))
     user = rows[_FEATURES[0]]
     for feature in _FEATURES[1:]:
         user = user + "|" + rows[feature]  # null where a feature is missing
@@ -63,15 +64,14 @@ def read_open_bandit(engine: Backend, dataset: OpenBanditDataset, folder: Path, 
     files = [log_file]
     if context is not None:
         wanted: dict[str, str | None] = {"item": "item_id", "category": "item_feature_1"}
-        items = load_text(engine, "items", [context], wanted, csv_format=CsvFormat())
+        items = load_text(engine, "items", [context], wanted, csv_format=CsvFormat(), label=fetching.label(source, context))
         items = items.mutate(title=ibis.null("string"))
         files.append(context)
     return RawLog(events=(events,), files=tuple(files), items=items, propensity=Propensity.MARGINAL)
 
 
-def _open(dataset: OpenBanditDataset, folder: Path, cache: Path) -> tuple[Path, Path | None]:
+def _open(source: Path, dataset: OpenBanditDataset, folder: Path) -> tuple[Path, Path | None]:
     """The log and, if it is there, the item features, of the policy and campaign asked for."""
-    source = _find(dataset.source, cache)
     names = (f"{dataset.campaign}.csv", "item_context.csv")
     if source.is_dir():
         for root in (source, source / "open_bandit_dataset"):

@@ -71,35 +71,48 @@ def find_files(source: str) -> list[Path]:
     return found
 
 
-def load(engine: Backend, key: str, files: Sequence[Path], names: Mapping[str, str], *, csv_format: CsvFormat, unit: str = "iso") -> ir.Table:
+def load(
+    engine: Backend, key: str, files: Sequence[Path], names: Mapping[str, str], *, csv_format: CsvFormat, unit: str = "iso", label: str | None = None
+) -> ir.Table:
     """Read `files` into the raw table `key`: order, then RAW_COLUMNS. `names` maps raw columns to the files' own names.
 
     `unit` is what Parquet columns that are times are written as. Raises DatasetError naming the file.
     """
     columns = {name: names.get(name) for name in RAW_COLUMNS}
-    return load_text(engine, key, files, columns, csv_format=csv_format, unit=unit)
+    return load_text(engine, key, files, columns, csv_format=csv_format, unit=unit, label=label)
 
 
 def load_text(
-    engine: Backend, key: str, files: Sequence[Path], columns: Mapping[str, str | None], *, csv_format: CsvFormat, unit: str = "iso"
+    engine: Backend,
+    key: str,
+    files: Sequence[Path],
+    columns: Mapping[str, str | None],
+    *,
+    csv_format: CsvFormat,
+    unit: str = "iso",
+    label: str | None = None,
 ) -> ir.Table:
-    """As `load`, with any columns: wanted name → the files' own name, or None for a column of nulls."""
+    """As `load`, with any columns: wanted name → the files' own name, or None for a column of nulls.
+
+    `label` is what messages and the quarantine call a single file that lies in a temporary folder, such as a member of a zip.
+    """
     fields = ", ".join(f"{_name(column)} VARCHAR" for column in columns)
     engine.raw_sql(f"CREATE TABLE {_name('raw_' + key)} ({fields})")
     rows = 0
     for path in files:
+        shown = label or str(path)
         if path.stat().st_size == 0:
             if len(files) == 1:
-                raise DatasetError(f"{path}: the file is empty; expected a header and rows")
-            log.warning("%s is empty: nothing read from it", path)
+                raise DatasetError(f"{shown}: the file is empty; expected a header and rows")
+            log.warning("%s is empty: nothing read from it", shown)
             continue
-        log.info("reading %s", path)
-        select, rejects = _parquet(path, columns, unit) if _is_parquet(path) else _text(path, columns, csv_format)
-        _insert(engine, key, path, select)
+        log.info("reading %s", shown)
+        select, rejects = _parquet(path, shown, columns, unit) if _is_parquet(path) else _text(path, shown, columns, csv_format)
+        _insert(engine, key, shown, select)
         if rejects:
-            _keep_rejects(engine, key, path, csv_format)
+            _keep_rejects(engine, key, shown, csv_format)
         total = _one(engine, f"SELECT count(*) FROM {_name('raw_' + key)}")
-        engine.raw_sql(f"INSERT INTO files VALUES ({_text_literal(key)}, {_text_literal(str(path))}, {rows}, {total - rows})")
+        engine.raw_sql(f"INSERT INTO files VALUES ({_text_literal(key)}, {_text_literal(shown)}, {rows}, {total - rows})")
         rows = total
     engine.raw_sql(f'CREATE VIEW {_name("rows_" + key)} AS SELECT rowid AS "order", * FROM {_name("raw_" + key)}')
     return engine.table(f"rows_{key}")
@@ -154,22 +167,22 @@ def _is_parquet(path: Path) -> bool:
         return content.read(4) == b"PAR1" or path.suffix in {".parquet", ".pq"}
 
 
-def _missing(path: Path, found: Sequence[str], wanted: Sequence[str], hint: str) -> DatasetError:
+def _missing(shown: str, found: Sequence[str], wanted: Sequence[str], hint: str) -> DatasetError:
     columns = ", ".join(repr(name) for name in found)
-    return DatasetError(f"{path}: no column {', '.join(repr(w) for w in wanted)}; the file has {columns}; {hint}")
+    return DatasetError(f"{shown}: no column {', '.join(repr(w) for w in wanted)}; the file has {columns}; {hint}")
 
 
 def _select(columns: Mapping[str, str | None], texts: Mapping[str, str]) -> str:
     return ", ".join(f"{texts[own] if own is not None else 'NULL'} AS {_name(wanted)}" for wanted, own in columns.items())
 
 
-def _parquet(path: Path, columns: Mapping[str, str | None], unit: str) -> tuple[str, bool]:
+def _parquet(path: Path, shown: str, columns: Mapping[str, str | None], unit: str) -> tuple[str, bool]:
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(f"{path}: not a whole Parquet file: {error}") from None
+        raise DatasetError(f"{shown}: not a whole Parquet file: {error}") from None
     if missing := [own for own in columns.values() if own is not None and own not in schema.names]:
-        raise _missing(path, schema.names, missing, "expected those named under dataset.columns")
+        raise _missing(shown, schema.names, missing, "expected those named under dataset.columns")
     texts = {own: _parquet_text(schema.field(own), unit) for own in columns.values() if own is not None}
     return f"SELECT {_select(columns, texts)} FROM read_parquet({_text_literal(str(path))})", False
 
@@ -191,13 +204,13 @@ def _parquet_text(field: pa.Field, unit: str) -> str:
     return f"CAST({name} AS VARCHAR)"
 
 
-def _text(path: Path, columns: Mapping[str, str | None], layout: CsvFormat) -> tuple[str, bool]:
-    header = list(layout.header) if layout.header is not None else _header(path, layout)
+def _text(path: Path, shown: str, columns: Mapping[str, str | None], layout: CsvFormat) -> tuple[str, bool]:
+    header = list(layout.header) if layout.header is not None else _header(path, shown, layout)
     wanted = [own for own in columns.values() if own is not None]
     if missing := [own for own in wanted if own not in header]:
-        raise _missing(path, header, missing, f"expected them in its first line, between {layout.delimiter!r}, in {layout.encoding}")
+        raise _missing(shown, header, missing, f"expected them in its first line, between {layout.delimiter!r}, in {layout.encoding}")
     if repeated := sorted({own for own in wanted if header.count(own) > 1}):
-        raise DatasetError(f"{path}: column {', '.join(map(repr, repeated))} stands more than once in the header; expected one of each")
+        raise DatasetError(f"{shown}: column {', '.join(map(repr, repeated))} stands more than once in the header; expected one of each")
     # DuckDB wants distinct names; ours are places, so any header is allowed, an empty name included.
     places = {name: f"c{place}" for place, name in enumerate(header)}
     types = ", ".join(f"'c{place}': 'VARCHAR'" for place in range(len(header)))
@@ -211,11 +224,11 @@ def _text(path: Path, columns: Mapping[str, str | None], layout: CsvFormat) -> t
     )
 
 
-def _header(path: Path, layout: CsvFormat) -> list[str]:
+def _header(path: Path, shown: str, layout: CsvFormat) -> list[str]:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as content:
         start = content.read(1 << 16)
     if layout.encoding != "utf-16" and start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise _bad_encoding(path, layout, "it starts with the byte order mark of utf-16")
+        raise _bad_encoding(shown, layout, "it starts with the byte order mark of utf-16")
     codec = _CODECS[layout.encoding]
     if layout.encoding == "utf-16":
         if not start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -225,43 +238,43 @@ def _header(path: Path, layout: CsvFormat) -> list[str]:
     try:
         text = codecs.getincrementaldecoder(codec)().decode(start)  # keeps back a character that the block cuts in two
     except UnicodeError as error:
-        raise _bad_encoding(path, layout, f"its header is none of that encoding ({error})") from None
+        raise _bad_encoding(shown, layout, f"its header is none of that encoding ({error})") from None
     line = text.splitlines()[0] if text.strip() else ""
     if "\0" in line:
-        raise _bad_encoding(path, layout, "its first line has null characters")
+        raise _bad_encoding(shown, layout, "its first line has null characters")
     if layout.quote and len(layout.delimiter) == 1:
         return next(csv.reader([line], delimiter=layout.delimiter, quotechar=layout.quote), [])
     return line.split(layout.delimiter)
 
 
-def _bad_encoding(path: Path, layout: CsvFormat, why: str) -> DatasetError:
-    return DatasetError(f"{path}: not {layout.encoding} text: {why}; expected dataset.encoding to be the file's (utf-8, utf-16 or latin-1)")
+def _bad_encoding(shown: str, layout: CsvFormat, why: str) -> DatasetError:
+    return DatasetError(f"{shown}: not {layout.encoding} text: {why}; expected dataset.encoding to be the file's (utf-8, utf-16 or latin-1)")
 
 
-def _insert(engine: Backend, key: str, path: Path, select: str) -> None:
+def _insert(engine: Backend, key: str, shown: str, select: str) -> None:
     engine.raw_sql("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans;")
     try:
         engine.raw_sql(f"INSERT INTO {_name('raw_' + key)} {select}")
     except duckdb.Error as error:
         if isinstance(error, duckdb.OutOfMemoryException):
             raise
-        raise DatasetError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise DatasetError(f"{shown}: cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _keep_rejects(engine: Backend, key: str, path: Path, layout: CsvFormat) -> None:
+def _keep_rejects(engine: Backend, key: str, shown: str, layout: CsvFormat) -> None:
     """Move DuckDB's rejects of the file just read to ours: one row each, the first line of the file being row 1 after its header."""
     first = "SELECT line, min(error_type::VARCHAR) AS kind, any_value(csv_line) AS raw FROM reject_errors GROUP BY line"
     open_quote = "kind = 'UNQUOTED VALUE' AND contains(trim(raw, chr(10) || chr(13)), chr(10))"
     bad = engine.con.execute(f"SELECT line, kind FROM ({first}) WHERE kind = 'INVALID ENCODING' OR ({open_quote}) ORDER BY line LIMIT 1").fetchall()
     if bad and bad[0][1] == "INVALID ENCODING":
-        raise _bad_encoding(path, layout, f"line {bad[0][0]} has bytes that are none of that encoding")
+        raise _bad_encoding(shown, layout, f"line {bad[0][0]} has bytes that are none of that encoding")
     if bad:
         raise DatasetError(
-            f"{path}: line {bad[0][0]} opens a quote that is never closed, so the rows after it cannot be told apart; "
+            f"{shown}: line {bad[0][0]} opens a quote that is never closed, so the rows after it cannot be told apart; "
             f"expected {layout.quote} in pairs"
         )
     reasons = " ".join(f"WHEN {_text_literal(kind)} THEN {_text_literal(reason)}" for kind, reason in _STRUCTURE.items())
     engine.raw_sql(
-        f"INSERT INTO rejects SELECT {_text_literal(key)}, {_text_literal(str(path))}, line - {int(layout.header is None)}, 'row', "
+        f"INSERT INTO rejects SELECT {_text_literal(key)}, {_text_literal(shown)}, line - {int(layout.header is None)}, 'row', "
         f"CASE kind {reasons} ELSE lower(kind) END, trim(raw, chr(10) || chr(13)) FROM ({first})"
     )

@@ -15,6 +15,7 @@ from longtrail.datasets.reading import CsvFormat, load, load_text
 from longtrail.schema import Propensity
 
 _IMPRESSIONS = ("user", "item", "timestamp", "category", "click", "request", "position", "propensity", "policy")
+_CANDIDATES: dict[str, str | None] = {"request": "request", "item": "item"}
 _INTERACTIONS = ("user", "item", "timestamp", "category", "action")
 
 
@@ -26,10 +27,10 @@ def read_world(engine: Backend, dataset: WorldDataset, folder: Path, cache: Path
     events = []
     for key, columns, click_from in (("impressions", _IMPRESSIONS, "column"), ("interactions", _INTERACTIONS, "nothing")):
         names = {name: name for name in columns}
-        rows = load(engine, key, [files[key]], names, csv_format=CsvFormat(), unit="us")
+        rows = load(engine, key, [files[key]], names, csv_format=CsvFormat(), unit="us", label=f"world/{key}")
         rules = Rules(timestamp_unit="us", click_from=click_from, action="click" if click_from == "column" else "event")  # type: ignore[arg-type]
         events.append(RawEvents(rows=rows, names=names, rules=rules, key=key))
-    candidates = load_text(engine, "candidates", [files["candidates"]], {"request": "request", "item": "item"}, csv_format=CsvFormat())
+    candidates = load_text(engine, "candidates", [files["candidates"]], _CANDIDATES, csv_format=CsvFormat(), label="world/candidates")
     return RawLog(events=tuple(events), files=tuple(files.values()), candidates=candidates, propensity=Propensity.CONDITIONAL)
 
 

@@ -108,6 +108,13 @@ def test_each_official_layout_gives_the_same_tables(tmp_path: Path, name: str, p
     assert shown["propensity"].isna().all()
 
 
+def test_the_quarantine_names_the_member_of_a_zip(tmp_path: Path) -> None:
+    source = write_zip(tmp_path / "ml.zip", {"ml-1m/ratings.dat": rows("::") + b"9::9\n9::9::7::900000000\n"})
+    run(tmp_path, {"kind": "movielens", "source": str(source)})
+    rejected = table(tmp_path, "quarantine")
+    assert rejected[["file", "row"]].values.tolist() == [[f"{source}/ratings.dat", 7], [f"{source}/ratings.dat", 8]]
+
+
 def test_films_are_optional_and_like_from_moves_the_click(tmp_path: Path) -> None:
     members = {k: v for k, v in layout("1m").items() if k.endswith("ratings.dat")}
     source = write_zip(tmp_path / "source.zip", members)
@@ -173,7 +180,7 @@ def test_a_source_that_is_no_movielens(tmp_path: Path, content: Any, message: st
         source.write_bytes(damaged)
     with pytest.raises(DatasetError, match=message) as error:
         run(tmp_path, {"kind": "movielens", "source": str(source)})
-    assert str(source) in str(error.value)
+    assert str(source) in str(error.value) and "partial" not in str(error.value)
     assert not (tmp_path / "tables").exists()
 
 
