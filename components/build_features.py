@@ -16,6 +16,7 @@ import typer
 from components.command import run
 from components.labels import Split, divide, write_examples, write_targets
 from features import definitions, sources
+from features.online import check_redis
 from features.point_in_time import PointInTime
 from features.repository import apply, duckdb_for_feast, materialise, write_repository
 from longtrail.config import Config, FeatureSettings, load_config
@@ -43,6 +44,8 @@ def build_features(
     config = load_config(params)
     _check_validated(validation)
     counts = _check_tables(tables)
+    if config.features.online_store == "redis":
+        check_redis(config.features.redis_address)
     with atomic_directory(features) as out:
         _build(tables, config, counts, out)
     log.info("features are in %s", features)

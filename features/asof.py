@@ -23,6 +23,8 @@ from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import RepoConfig
 
+from features.repository import ensure_duckdb
+
 
 class AsOfDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
     type: Literal["features.asof.AsOfDuckDBOfflineStore"] = "features.asof.AsOfDuckDBOfflineStore"
@@ -33,6 +35,7 @@ def _read(source: DataSource | None, repo_path: str) -> Any:
     """The source's Parquet file as an Ibis table. Raises ValueError for any other kind of source."""
     if not isinstance(source, FileSource) or not source.path.endswith(".parquet"):
         raise ValueError(f"source {getattr(source, 'name', None)}: expected a Parquet file, got {source}")
+    ensure_duckdb()
     return ibis.read_parquet(str(Path(repo_path) / source.path))
 
 
@@ -86,10 +89,12 @@ class AsOfDuckDBOfflineStore(DuckDBOfflineStore):
         labels = ibis.memtable(entity_df)
         joined = labels.mutate(**{stamp: _utc(labels[stamp])})
         names = list(joined.columns)
+        newest = pd.to_datetime(entity_df[stamp], utc=True).max()  # type: ignore[index,operator]
         for view in feature_views:
             prefix = f"{view.projection.name_to_use()}:"
             wanted = [ref.removeprefix(prefix) for ref in feature_refs if ref.startswith(prefix)]
-            joined = _as_of(joined, sources[view.name], view, stamp, wanted)
+            stamped = sources[view.name].filter(_utc(sources[view.name][view.batch_source.timestamp_field]) <= newest)  # type: ignore[union-attr]
+            joined = _as_of(joined, stamped, view, stamp, wanted)
             names += wanted
         return feast_ibis.IbisRetrievalJob(
             joined.select(names),

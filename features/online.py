@@ -5,6 +5,7 @@ B users asked for, L history.
 
 import contextlib
 import fcntl
+import os
 import shutil
 import sqlite3
 import threading
@@ -52,10 +53,10 @@ class OnlineFeatures:
         feast = Path(feast)
         opened = open_repository(feast)
         self._redis = opened.config.online_store.type == "redis"
+        self._address = (redis_address or opened.config.online_store.connection_string) if self._redis else ""
         if self._redis:
-            address = redis_address or opened.config.online_store.connection_string
             # skip_dedup: the events of a user may arrive out of order, and Feast would leave out what is not newer than the stored row.
-            self._store = open_repository(feast, online={"skip_dedup": True, "connection_string": _impatient(address)})
+            self._store = open_repository(feast, online={"skip_dedup": True, "connection_string": _impatient(self._address)})
             self._client = self._store.provider.online_store._get_client(self._store.config.online_store)
             self._client.set_retry(_retry())
         else:
@@ -142,7 +143,7 @@ class OnlineFeatures:
         users = np.asarray(user_ids, dtype=np.int64).tolist()
         if not users:
             return {name: [] for name in (*HISTORY_ARRAYS, "history_length", *USER_STATISTICS)}, 0
-        with self._lock if not self._redis else contextlib.nullcontext(), reachable(self._store):
+        with self._lock if not self._redis else contextlib.nullcontext(), reachable(self._address):
             response = self._store.get_online_features(features=self._service, entity_rows={"user_id": users}).proto
         return {name: result.values for name, result in zip(response.metadata.feature_names.val, response.results, strict=True)}, len(users)
 
@@ -163,12 +164,23 @@ class OnlineFeatures:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """One writer at a time, in this process and in all others: a write is a read, a change and a write."""
-        with self._lock, reachable(self._store), contextlib.ExitStack() as stack:
+        with self._lock, reachable(self._address), contextlib.ExitStack() as stack:
             if self._redis:
                 stack.enter_context(self._client.lock(f"{self._store.project}:writing", timeout=_LOCK_SECONDS, sleep=0.005))
             else:
                 stack.enter_context(_locked(self._lock_file))
             yield
+
+
+def check_redis(address: str) -> None:
+    """Raises FeatureStoreError, within seconds, if no Redis answers at `address`."""
+    with quiet_feast():
+        from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
+
+        client = RedisOnlineStore()._get_client(RedisOnlineStoreConfig(connection_string=_impatient(os.path.expandvars(address))))
+    client.set_retry(_retry())
+    with contextlib.closing(client), reachable(address):
+        client.ping()
 
 
 @contextlib.contextmanager

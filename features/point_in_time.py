@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from features.definitions import COUNTED
-from features.repository import FeatureStoreError, ensure_duckdb, open_repository, quiet_feast
+from features.repository import FeatureStoreError, open_repository, quiet_feast
 
 Ints = NDArray[np.int64]
 _ROW = "row_id"
@@ -20,7 +20,6 @@ class PointInTime:
 
     def __init__(self, feast: Path) -> None:
         """`feast` is the folder that build_features writes. Raises FeatureStoreError where it is no repository."""
-        ensure_duckdb()
         self._store = open_repository(feast)
 
     def features(self, service: str, times_n: Ints, **keys_n: Ints) -> dict[str, Ints]:

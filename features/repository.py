@@ -64,11 +64,12 @@ def write_repository(folder: Path, project: str, settings: FeatureSettings) -> N
 def open_repository(folder: Path, *, online: dict[str, Any] | None = None) -> Any:
     """The `feast.FeatureStore` of `folder`; `online` overrides keys of its online store's settings (a path or an address, say).
 
+    `${NAME}` in feature_store.yaml is read from the environment, as the `feast` command does: a password need not stand in a file.
     Raises FeatureStoreError where `folder` is not a repository.
     """
     folder = Path(folder).absolute()
     try:
-        config = yaml.safe_load((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+        config = yaml.safe_load(os.path.expandvars((folder / _CONFIG_FILE).read_text(encoding="utf-8")))
         config["online_store"] |= online or {}
     except FileNotFoundError:
         raise FeatureStoreError(f"{folder}: no {_CONFIG_FILE}; expected the feast folder that build_features writes") from None
@@ -89,11 +90,19 @@ def apply(folder: Path, online_history_length: int) -> None:
 
 def materialise(folder: Path) -> None:
     """Copy the newest row of every user to the online store. Doing it twice changes nothing. Raises FeatureStoreError if it cannot be reached."""
-    ensure_duckdb()
     store = open_repository(folder)
-    with quiet_feast(), reachable(store):
-        # Both ends are open: a row is left out only by the newest row of its user.
-        store.materialize(datetime(1970, 1, 1, tzinfo=UTC), datetime.now(UTC) + timedelta(days=36_500), feature_views=[HISTORY, USER_VIEW])
+    with quiet_feast(), reachable(getattr(store.config.online_store, "connection_string", "")):
+        store.materialize(datetime(1970, 1, 1, tzinfo=UTC), _newest(folder), feature_views=[HISTORY, USER_VIEW])
+
+
+def _newest(folder: Path) -> datetime:
+    """The newest timestamp of what is materialised: where `feast materialize-incremental` goes on from."""
+    import duckdb
+
+    with duckdb.connect() as connection:
+        files = [str(folder / "offline" / f"{view}.parquet") for view in (HISTORY, USER_VIEW)]
+        rows = connection.execute("SELECT epoch_us(max(timestamp)) FROM read_parquet($files, union_by_name = true)", {"files": files}).fetchall()
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=rows[0][0])
 
 
 def online_history_length(store: Any) -> int:
@@ -133,17 +142,15 @@ def ensure_duckdb() -> None:
 
 
 @contextlib.contextmanager
-def reachable(store: Any) -> Iterator[None]:
-    """Turns a Redis that does not answer into a FeatureStoreError that names its address."""
+def reachable(address: str) -> Iterator[None]:
+    """Turns a Redis that does not answer into a FeatureStoreError that names its `address`."""
     try:
         yield
-    except (ConnectionError, OSError) as error:
-        raise FeatureStoreError(f"online store: {error}") from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "redis":
             raise
-        address = getattr(store.config.online_store, "connection_string", "?").partition(",")[0]  # what follows may hold a password
-        raise FeatureStoreError(f"online store: Redis at features.redis_address {address}: {error}") from error
+        host = address.partition(",")[0]  # what follows may hold a password
+        raise FeatureStoreError(f"online store: Redis at features.redis_address {host}: {error}") from error
 
 
 @contextlib.contextmanager

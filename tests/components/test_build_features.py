@@ -1,6 +1,5 @@
 """The whole folder against the slow oracle of tests/toy.py, and what the step refuses."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -131,13 +130,11 @@ def test_a_build_that_fails_leaves_the_folder_as_it_was(toy_tables_folder: Path,
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / "old").touch()
     with pytest.raises(FeatureStoreError, match=r"Redis at features\.redis_address 127\.0\.0\.1:1:"):
-        build(toy_tables_folder, tmp_path, online_store="redis", redis_address="127.0.0.1:1,retry_on_timeout=false")
+        build(toy_tables_folder, tmp_path, online_store="redis", redis_address="127.0.0.1:1")
     assert [file.name for file in (tmp_path / "features").iterdir()] == ["old"]
 
 
 def test_feast_is_imported_only_when_needed() -> None:
-    program = (
-        "import sys, json, components.build_features, features.online; print(json.dumps([m in sys.modules for m in ('feast', 'ibis', 'torch')]))"
-    )
+    program = "import sys, components.build_features, features.online; print([m for m in ('feast', 'ibis') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert json.loads(answer.stdout) == [False, False]
+    assert answer.stdout.strip() == "[]"

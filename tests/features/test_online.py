@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from features.definitions import CREATED, HISTORY, RANKING, TIMESTAMP, USER_VIEW
-from features.online import OnlineFeatures
+from features.definitions import CLOCK, CREATED, HISTORY, RANKING, TIMESTAMP, USER_VIEW
+from features.online import OnlineFeatures, check_redis
 from features.point_in_time import PointInTime
 from features.repository import FeatureStoreError, apply, materialise, open_repository
 from longtrail.files import hash_path
@@ -184,6 +185,10 @@ def test_apply_and_materialise_twice_change_nothing(sqlite_features: Path, tmp_p
 
     before = rows()
     assert len(before[HISTORY]) == 60 * 4 and len(before[USER_VIEW]) == 60 * 2
+    newest = open_repository(feast).get_feature_view(HISTORY).most_recent_end_time
+    clock = pq.read_table(feast / "offline" / f"{CLOCK}.parquet")["timestamp"].cast("int64").to_numpy()
+    shown = pq.read_table(feast / "offline" / f"{USER_VIEW}.parquet")["timestamp"].cast("int64").to_numpy()
+    assert newest is not None and round(newest.timestamp() * 1e6) == max(clock.max(), shown.max())
     apply(feast, ONLINE_LENGTH)
     materialise(feast)
     assert rows() == before
@@ -203,6 +208,15 @@ def test_redis_that_does_not_answer(redis_features: Path) -> None:
         OnlineFeatures(redis_features / "feast", redis_address="127.0.0.1:1")
 
 
+def test_an_address_may_come_from_the_environment(redis_features: Path, redis_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(redis_features / "feast", tmp_path / "feast")
+    config = tmp_path / "feast" / "feature_store.yaml"
+    config.write_text(config.read_text().replace(redis_address, "${LONGTRAIL_TEST_REDIS}"))
+    monkeypatch.setenv("LONGTRAIL_TEST_REDIS", redis_address)
+    assert OnlineFeatures(tmp_path / "feast").history([1], 5).lengths_B.tolist() == [5]
+    check_redis("${LONGTRAIL_TEST_REDIS}")
+
+
 def test_an_online_store_that_is_missing(sqlite_features: Path, tmp_path: Path) -> None:
     feast = tmp_path / "feast"
     shutil.copytree(sqlite_features / "feast", feast)
@@ -213,7 +227,5 @@ def test_an_online_store_that_is_missing(sqlite_features: Path, tmp_path: Path) 
 
 
 def test_the_history_source_holds_the_columns_that_feast_reads(sqlite_features: Path) -> None:
-    import pyarrow.parquet as pq
-
     names = pq.read_schema(sqlite_features / "feast" / "offline" / f"{HISTORY}.parquet").names
     assert names == ["user_id", TIMESTAMP, CREATED, "items", "actions", "times", "history_length"]
