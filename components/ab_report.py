@@ -82,7 +82,7 @@ def _rates(result: dict[str, Any]) -> str:
     relative = difference["relative"]
     rows.append(["relative", "B / A − 1", _signed(relative["value"]), _span_relative(relative), *_true_ratio(truth)])
     logged = result["logged"]
-    rows.append(["the log itself", "who made the log", _percent(logged["value"]), _span(logged), *([""] if truth else [])])
+    rows.append(["the log itself", "who made the log", _percent(logged["value"]), _span(logged), *(["–"] if truth else [])])
     return table_html(["policy", "role", "clicks per impression", confidence, *(["truth"] if truth else [])], rows, stack=True)
 
 

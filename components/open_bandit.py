@@ -110,12 +110,11 @@ def html(results: list[dict[str, Any]], confidence: float) -> str:
             f"{r['real']['value']:.2%} ({r['real']['low']:.2%} to {r['real']['high']:.2%})",
             f"{r['effective_rows']:,.0f}",
             f"{r['mean_weight']:.2f}",
-            r["propensities"],
         ]
         for r in results
     ]
     names = ["IPS", "self-normalised", "doubly robust"]
-    headers = ["", "campaign", "policy judged", "from the log of", *names, "what it really got", "effective rows", "mean weight", "its probabilities"]
+    headers = ["", "campaign", "policy judged", "from the log of", *names, "what it really got", "effective rows", "mean weight"]
     alt = "Doubly robust estimates with intervals beside the rates that were really got"
     how = (
         "Each log is made of one-item requests with the position as context. The uniform policy's probabilities are exact; Thompson sampling learned "
