@@ -183,10 +183,7 @@ class Engine:
             model=manifest.ranker if personal else None,
             retriever=manifest.retriever if shown.retrieved else None,
             fallback=shown.fallback,
-            items=[
-                ShownItem.model_construct(item_id=keys[item], position=place, score=score, propensity=propensity, title=titles[item])
-                for place, (item, score, propensity) in enumerate(columns, start=1)
-            ],
+            items=[ShownItem(keys[item], place, score, propensity, titles[item]) for place, (item, score, propensity) in enumerate(columns, start=1)],
         )
         with self._timer("log"):
             self._state.answers.append(
