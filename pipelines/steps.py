@@ -107,10 +107,12 @@ def select(settings: dict, models: Input[list[Model]], evaluations: Input[list[A
     from pipelines.artifacts import gather, settings_file
 
     with TemporaryDirectory() as folder:
+        trained = gather(models, Path(folder) / "models")
+        names = sorted(path.name for path in trained.iterdir())  # those of this run's parameter `models`
         step(
-            models=gather(models, Path(folder) / "models"),
+            models=trained,
             evaluations=gather(evaluations, Path(folder) / "evaluations"),
-            params=settings_file(settings),
+            params=settings_file({**settings, "pipeline": {"models": names}}),
             champion=Path(champion.path),
         )
 
