@@ -54,14 +54,17 @@ def make_request(seed: int = 0) -> tuple[History, Candidates, Context]:
 
 
 def with_garbage(batch: Any, mask: Tensor) -> Any:
-    """Every padded place of a History or Candidates holds noise: huge ids and numbers."""
+    """Every padded place of a History or Candidates holds noise: ids that exist, huge ids, huge numbers."""
     random = draws(99)
     changed = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
         if field.name == "lengths_B":
             continue
-        noise = torch.randint(1, 10**6, value.shape, generator=random).to(value.dtype)
+        huge = torch.rand(value.shape, generator=random) < 0.5
+        noise = torch.where(huge, torch.randint(1, 10**6, value.shape, generator=random), torch.randint(1, 6, value.shape, generator=random)).to(
+            value.dtype
+        )
         changed[field.name] = torch.where(mask.view(*mask.shape, *[1] * (value.ndim - 2)), value, noise)
     return replace(batch, **changed)
 

@@ -12,7 +12,7 @@ from longtrail.models.head import Head, MaskedBatchNorm
 from longtrail.models.items.dense import DenseItems
 from longtrail.models.masks import padding_mask
 from longtrail.statistics import item_features, user_features
-from tests.contracts.batches import SIZES, make_candidates, make_history
+from tests.contracts.batches import SIZES, make_candidates, make_history, with_garbage
 
 
 def test_mask() -> None:
@@ -42,7 +42,11 @@ def test_behaviours_are_item_category_and_action() -> None:
     assert torch.equal(keys_BLD[2, 4], fields + embedding.actions[action])
     fields = torch.cat([embedding.items.table[candidates.items_BC[1, 2]], embedding.categories.table[candidates.categories_BC[1, 2]]])
     assert torch.equal(query_BCD[1, 2], fields)
+    mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])
+    assert torch.equal(embedding.keys(with_garbage(history, mask_BL), mask_BL), keys_BLD)
+    assert torch.equal(embedding.queries(with_garbage(candidates, mask_BC)), query_BCD)
     assert not keys_BLD[~mask_BL].any()
+    assert not query_BCD[~mask_BC].any()
 
 
 @pytest.mark.parametrize("lengths", [(6, 3, 1, 0), (6, 6), (2,)])
