@@ -11,6 +11,7 @@ from torch import nn
 
 from longtrail.config import DINSettings, PopularityRankerSettings, PopularityRetrieverSettings, SAMSettings, SASRecSettings
 from longtrail.models.contracts import Ranker, Retriever
+from longtrail.models.masks import padding_mask
 from longtrail.models.registry import MODELS, build_model
 from tests.contracts import rankers, retrievers, saving
 from tests.contracts.batches import SIZES, make_history, make_request
@@ -94,3 +95,21 @@ def test_every_model_on_disk(settings: Any, tmp_path: Path) -> None:
 def test_every_kind_of_the_registry_is_held_to_the_contracts() -> None:
     tried = {(s.stage, s.kind) for s in (RANKERS | RETRIEVERS | COUNTED).values()}
     assert tried == set(MODELS)
+
+
+@names(RANKERS | RETRIEVERS)
+def test_half_precision_trains(settings: Any) -> None:
+    """Forward and backward under bf16 autocast, as training on a GPU does: finite, and near float32."""
+    model = built(settings).eval()
+    request = make_request()
+    mask = padding_mask(request[1].lengths_B, 6)
+
+    def output() -> torch.Tensor:
+        return model(*request)[mask] if settings.stage == "ranking" else model.user_vectors(request[0])
+
+    exact = output().detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = output()
+    half.float().sum().backward()
+    torch.testing.assert_close(half.float(), exact, rtol=0.05, atol=0.05)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
