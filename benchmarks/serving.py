@@ -5,8 +5,8 @@
 
 A simulated log goes through the pipeline's own steps to a Bento with an untrained SAM (the arithmetic is that of a trained one). The floor is
 a BentoML service with the same request and answer, whose answer is made in advance: what HTTP, JSON and validation cost. Both servers are
-asked by the same client, on the same machine, one after the other: first in sequence, then at a fixed rate, where the time of a request counts from when
-it was due, not from when it could be sent (no coordinated omission).
+asked by the same client, on the same machine, one after the other: first in sequence, then at a fixed rate, where the time of a request counts
+from when it was due, not from when it could be sent (no coordinated omission).
 """
 
 import json

@@ -39,6 +39,8 @@ class BadRequest(BentoMLException):
     threads=THREADS,
     traffic={"timeout": 10, "max_concurrency": WAITING},
     logging={"access": {"enabled": False}},
+    # Threads that wait for each other by spinning make a request ten times slower as soon as anything else wants the cores.
+    envs=[{"name": "OMP_WAIT_POLICY", "value": "PASSIVE"}],
 )
 class Longtrail:
     """Recommends from each person's whole history.

@@ -22,7 +22,7 @@ from components.build_features import build_features
 from components.package import package
 from longtrail.config import load_config
 from longtrail.examples import FeatureSet
-from longtrail.files import read_json, write_json
+from longtrail.files import write_json
 from longtrail.models.registry import build_model
 from longtrail.models.store import ModelCard, save_model
 from tests.toy import toy_tables
@@ -137,8 +137,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(bento: Path, state: Path, *, wait: float = 120) -> Iterator[httpx.Client]:
-    """The packaged service, started as `make serve` does; ready when this yields. Killed, with all it started, at the end."""
+def server(bento: Path, state: Path, *, wait: float = 120) -> Iterator[tuple[httpx.Client, int]]:
+    """The packaged service, started as `make serve` does, and its process id; ready when this yields. Killed, with all it started, at the end."""
     port, output = free_port(), state.parent / f"{state.name}.out"
     command = [sys.executable, "-m", "serving.run", "--bento", str(bento), "--port", str(port), "--state", str(state)]
     with output.open("wb") as text:
@@ -148,7 +148,7 @@ def server(bento: Path, state: Path, *, wait: float = 120) -> Iterator[httpx.Cli
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             _await_ready(client, process, output, wait)
-            yield client
+            yield client, process.pid
     finally:
         os.killpg(process.pid, 15)
         try:
@@ -174,6 +174,3 @@ def _await_ready(client: httpx.Client, process: subprocess.Popen[bytes], output:
 
 def log_lines(state: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (state / "log" / "answers.jsonl").read_text().splitlines()]
-
-
-__all__ = ["Outputs", "free_port", "labels", "log_lines", "make_outputs", "outputs", "read_json", "server"]

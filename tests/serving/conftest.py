@@ -1,5 +1,6 @@
 """One Bento and one running service for all tests of a worker."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from tests.serving.bento import Outputs, outputs, server
 @dataclass(frozen=True)
 class Running:
     client: httpx.Client
+    process: int
+    started: float  # seconds since 1970
     state: Path
     made: Outputs
 
@@ -25,5 +28,6 @@ def packaged() -> Outputs:
 @pytest.fixture(scope="session")
 def running(packaged: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     state = tmp_path_factory.mktemp("serving") / "state"
-    with server(packaged.bento, state) as client:
-        yield Running(client, state, packaged)
+    started = time.time()
+    with server(packaged.bento, state) as (client, process):
+        yield Running(client, process, started, state, packaged)

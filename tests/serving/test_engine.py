@@ -54,8 +54,10 @@ def test_temperature_zero_shows_the_best_list_with_propensity_one(artifacts: Art
 
 
 def test_lists_are_drawn_as_often_as_their_propensities_say(artifacts: Artifacts, online: OnlineFeatures, tmp_path: Path) -> None:
-    drawing = engine(artifacts, tmp_path, online, explore_temperature=0.02)
     keys, draws = list(artifacts.catalogue.keys[1:4]), 300
+    scores = [item.score for item in engine(artifacts, tmp_path, online).rank(RankRequest(user_id="u0002", candidates=keys)).items]
+    spread = float(np.ptp(np.log(scores) - np.log1p(-np.array(scores))))
+    drawing = engine(artifacts, tmp_path, online, explore_temperature=spread)  # so that every order is drawn now and then
     counts: dict[tuple[str, ...], int] = {}
     stated: dict[tuple[str, ...], float] = {}
     for _ in range(draws):
@@ -63,7 +65,7 @@ def test_lists_are_drawn_as_often_as_their_propensities_say(artifacts: Artifacts
         order = tuple(item.item_id for item in items)
         counts[order] = counts.get(order, 0) + 1
         stated[order] = float(np.prod([item.propensity for item in items]))
-    assert len(stated) >= 3
+    assert len(stated) >= 5
     for order, probability in stated.items():
         error = 4 * np.sqrt(probability * (1 - probability) / draws)
         assert abs(counts[order] / draws - probability) <= error + 1e-9, order
