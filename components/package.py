@@ -154,37 +154,36 @@ def write_parity(path: Path, features: Path, *, retriever: Path, ranker: Path) -
     feature_set = FeatureSet.open(features)
     ranking, retrieval = load_model(ranker), load_model(retriever)
     split = next((name for name in ("test", "valid") if feature_set.examples(name).num_rows), "train")
-    reads = [getattr(model.card.settings, "max_history", 1) for model in (ranking, retrieval)]
-    batches = RankingBatches(feature_set, split, max_history=reads[0], batch_size=1)
-    by_length = np.argsort(batches.history_length_R, kind="stable")
-    chosen = np.unique(by_length[np.linspace(0, len(by_length) - 1, min(PARITY_REQUESTS, len(by_length))).astype(int)])
     examples = feature_set.examples(split)
-    rows = []
+    reads = [getattr(model.card.settings, "max_history", 1) for model in (ranking, retrieval)]
+    requests = RankingBatches(feature_set, split, max_history=reads[0], batch_size=1)
+
+    def row(request: int) -> dict[str, Any]:
+        batch, first, last = requests.make(np.array([request])), requests.starts_R1[request], requests.starts_R1[request + 1]
+        user, length, shown = requests.users_R[[request]], requests.history_length_R[[request]], examples.slice(first, last - first)
+        stored = feature_set.history.gather(user, length, max(reads))
+        past = {name: getattr(stored, f"{name}_BL")[0, : stored.lengths_B[0]] for name in ("items", "actions", "times")}
+        logits = ranking.module(batch.history, batch.candidates, batch.context)[0]
+        read = history_tensors(feature_set.history.gather(user, length, reads[1]), feature_set.catalogue)
+        seen = Exclusion(np.array([0, len(past["items"])]), past["items"])
+        retrieved = index.topk(retrieval.module.user_vectors(read), 20, exclude=seen)[1][0]  # type: ignore[operator]
+        return {
+            "request_id": shown["request_id"][0].as_py(),
+            "time": int(requests.times_R[request]),
+            **{f"history_{name}": values.tolist() for name, values in past.items()},
+            "history_length": int(length[0]),
+            **{name: shown[name][0].as_py() for name in USER_STATISTICS},
+            "candidates": shown["item_id"].to_pylist(),
+            **{name: shown[name].to_pylist() for name in ITEM_STATISTICS},
+            "logits": logits.double().tolist(),
+            "retrieved": retrieved[retrieved > -torch.inf].double().tolist(),
+        }
+
+    by_length = np.argsort(requests.history_length_R, kind="stable")
+    chosen = np.unique(by_length[np.linspace(0, len(by_length) - 1, PARITY_REQUESTS).astype(int)])
     with torch.inference_mode():
         index = DenseIndex.build(retrieval.module.item_vectors())  # type: ignore[operator]
-        for request in chosen:
-            batch = batches.make(np.array([request]))
-            user, length = batches.users_R[[request]], batches.history_length_R[[request]]
-            stored = feature_set.history.gather(user, length, max(reads))
-            shown = examples.slice(batches.starts_R1[request], batches.starts_R1[request + 1] - batches.starts_R1[request])
-            past = {name: getattr(stored, f"{name}_BL")[0, : stored.lengths_B[0]].tolist() for name in ("items", "actions", "times")}
-            vector = retrieval.module.user_vectors(history_tensors(feature_set.history.gather(user, length, reads[1]), feature_set.catalogue))  # type: ignore[operator]
-            _, scores = index.topk(vector, 20, exclude=Exclusion(np.array([0, len(past["items"])]), np.array(past["items"], np.int64)))
-            logits = ranking.module(batch.history, batch.candidates, batch.context)
-            rows.append(
-                {
-                    "request_id": shown["request_id"][0].as_py(),
-                    "time": int(batches.times_R[request]),
-                    **{f"history_{name}": values for name, values in past.items()},
-                    "history_length": int(length[0]),
-                    **{name: shown[name][0].as_py() for name in USER_STATISTICS},
-                    "candidates": shown["item_id"].to_pylist(),
-                    **{name: shown[name].to_pylist() for name in ITEM_STATISTICS},
-                    "logits": logits[0].double().tolist(),
-                    "retrieved": [score for score in scores[0].double().tolist() if score > -np.inf],
-                }
-            )
-    pq.write_table(pa.Table.from_pylist(rows), path)
+        pq.write_table(pa.Table.from_pylist([row(int(request)) for request in chosen]), path)
 
 
 def requirements() -> list[str]:

@@ -21,7 +21,7 @@ from longtrail.statistics import smoothed_rate
 from serving.artifacts import Artifacts
 from serving.errors import RequestError
 from serving.log import LoggedAnswer, LoggedEvent
-from serving.parity import FILE, check_parity
+from serving.parity import ELSEWHERE, FILE, check_parity
 from serving.schemas import Answer, Event, EventsAnswer, EventsRequest, RankRequest, RecommendRequest, ShownItem, microseconds
 from serving.scoring import Scorer
 from serving.state import State
@@ -96,7 +96,7 @@ class Engine:
 
     def warm_up(self) -> float:
         """Repeat the offline scores, then run whole requests, unlogged. Returns the largest difference; raises ModelError beyond tolerance."""
-        difference = check_parity(self.scorer, self._artifacts.folder / FILE)
+        difference = check_parity(self.scorer, self._artifacts.folder / FILE, ELSEWHERE)
         user = np.array(list(self._users.values())[:1] or [1])
         for _ in range(3):
             self._personal(user, None, self._settings.retrieve, places=10)
