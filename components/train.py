@@ -69,7 +69,9 @@ def train_model(config: Config, name: str, *, features: Path, out: Path, checkpo
 
 def hash_settings(config: Config, name: str) -> str:
     """SHA-256 of everything in params.yaml that this training reads."""
-    values = {"model": config.models[name].model_dump(mode="json"), "training": config.training.model_dump(mode="json")}
+    values: dict[str, Any] = {"model": config.models[name].model_dump(mode="json"), "training": config.training.model_dump(mode="json")}
+    if config.models[name].stage == "ranking":
+        values["metric"] = config.selection.ranking.metric  # early stopping's
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

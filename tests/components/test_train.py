@@ -1,0 +1,190 @@
+"""The train step as a command: what it writes, what it refuses, and that it survives being killed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from components.train import git_commit, hash_settings, learning_curves, train
+from longtrail.config import load_config
+from longtrail.errors import ConfigError, HistoryError
+from longtrail.examples import FeatureSet
+from longtrail.files import hash_path, read_json
+from longtrail.models.contracts import Sizes
+from longtrail.models.store import load_model
+from tests.toy import toy_features, toy_tables
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"width": 8, "max_history": 20, "max_epochs": 3, "patience": 3, "learning_rate": 3e-3}
+MODELS: dict[str, dict[str, object]] = {
+    "popular_items": {"stage": "retrieval", "kind": "popularity"},
+    "sasrec": {"stage": "retrieval", "kind": "sasrec", "blocks": 1, "batch_size": 16, **SMALL},
+    "popularity": {"stage": "ranking", "kind": "popularity", "by": "clicks"},
+    "din": {"stage": "ranking", "kind": "din", "hidden": [16], "batch_size": 64, **SMALL},
+    "sam": {"stage": "ranking", "kind": "sam", "hidden": [16], "batch_size": 64, "passes": 2, **SMALL},
+}
+STEP = [sys.executable, "-m", "components.train"]
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    return write_params(tmp_path / "params.yaml")
+
+
+def write_params(path: Path, *, training: dict[str, object] | None = None, **changes: dict[str, object]) -> Path:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values["models"] = {name: settings | changes.get(name, {}) for name, settings in MODELS.items()}
+    values["training"] = {"accelerator": "cpu", "threads": 1} | (training or {})
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as text:
+        return list(csv.DictReader(text))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_folder_is_whole_and_says_where_it_came_from(model: str, params: Path, toy_features_folder: Path, tmp_path: Path) -> None:
+    out, checkpoints = tmp_path / "models" / model, tmp_path / "checkpoints"
+    train(model, toy_features_folder, params, out, checkpoints)
+    loaded, features = load_model(out), FeatureSet.open(toy_features_folder)
+    assert loaded.card.name == model
+    assert loaded.card.settings == load_config(params).models[model]
+    assert loaded.card.sizes == Sizes(**features.meta["sizes"])
+    assert (loaded.card.actions, loaded.card.prior_click_rate) == (features.actions, features.prior_click_rate)
+    lineage = read_json(out / "lineage.json")
+    assert lineage == {
+        "features": hash_path(toy_features_folder / "features.json"),
+        "code": git_commit(),
+        "params": hash_settings(load_config(params), model),
+    }
+    rows = rows_of(out / "learning_curve.csv")
+    metric = "valid_gauc" if MODELS[model]["stage"] == "ranking" else "valid_ndcg@10"
+    assert [int(row["epoch"]) for row in rows] == ([0] if MODELS[model]["kind"] == "popularity" else [1, 2, 3])
+    assert all(0 < float(row[metric]) < 1 for row in rows)
+    assert {path.name for path in out.iterdir()} - {"dvclive"} == {"model.safetensors", "model.json", "lineage.json", "learning_curve.csv"}
+    assert [path.name for path in out.parent.iterdir()] == [model]
+    assert not checkpoints.exists() or not list(checkpoints.iterdir())
+
+
+def test_the_same_training_writes_the_same_bytes(params: Path, toy_features_folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        train("din", toy_features_folder, params, tmp_path / name, tmp_path / "checkpoints")
+    for file in ("model.safetensors", "model.json", "lineage.json", "learning_curve.csv"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_lineage_changes_with_what_the_training_reads_and_only_with_that(tmp_path: Path) -> None:
+    config = load_config(write_params(tmp_path / "a.yaml"))
+    base = hash_settings(config, "din")
+    other_model = load_config(write_params(tmp_path / "b.yaml", sam={"width": 4}))
+    assert hash_settings(other_model, "din") == base
+    assert hash_settings(load_config(write_params(tmp_path / "c.yaml", din={"width": 4})), "din") != base
+    assert hash_settings(load_config(write_params(tmp_path / "d.yaml", training={"seed": 1})), "din") != base
+    values = yaml.safe_load((tmp_path / "a.yaml").read_text())
+    values["selection"]["ranking"]["metric"] = "auc"
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(values))
+    stopped_by_auc = load_config(tmp_path / "e.yaml")
+    assert hash_settings(stopped_by_auc, "din") != base
+    assert hash_settings(stopped_by_auc, "sasrec") == hash_settings(config, "sasrec")
+
+
+def test_unknown_model_names_the_known_ones(params: Path, toy_features_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--model bert: .*no such model; expected one of din, popular_items, popularity, sam, sasrec"):
+        train("bert", toy_features_folder, params, tmp_path / "out", tmp_path / "checkpoints")
+    assert not (tmp_path / "out").exists()
+
+
+def test_absent_features_are_a_plain_error(params: Path, tmp_path: Path) -> None:
+    arguments = ["--model", "din", "--features", tmp_path / "none", "--params", params, "--out", tmp_path / "out"]
+    done = subprocess.run([*STEP, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no such file; expected a features folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_log_without_impressions_cannot_train_a_ranker_but_a_retriever(params: Path, tmp_path: Path) -> None:
+    tables = toy_tables(tmp_path / "tables", users=20, items=40, impressions=False)
+    features = toy_features(tables, tmp_path / "features")
+    with pytest.raises(HistoryError, match="no rows; expected impressions, which ranking learns from"):
+        train("din", features, params, tmp_path / "din", tmp_path / "checkpoints")
+    assert not (tmp_path / "din").exists()
+    train("sasrec", features, params, tmp_path / "sasrec", tmp_path / "checkpoints")
+    assert load_model(tmp_path / "sasrec").card.stage == "retrieval"
+
+
+def test_a_failed_training_leaves_the_model_before_it(params: Path, toy_features_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "din"
+    train("din", toy_features_folder, params, out, tmp_path / "checkpoints")
+    before = hash_path(out)
+    diverging = write_params(tmp_path / "bad.yaml", din={"learning_rate": 1e30})
+    with pytest.raises(Exception, match="the loss is"):
+        train("din", toy_features_folder, diverging, out, tmp_path / "checkpoints")
+    assert hash_path(out) == before
+
+
+def test_a_killed_step_resumes_and_ends_as_if_it_had_never_been_killed(toy_features_folder: Path, tmp_path: Path) -> None:
+    params = write_params(tmp_path / "params.yaml", sam={"max_epochs": 12, "patience": 12})
+    checkpoints = tmp_path / "checkpoints"
+    command = [*STEP, "--model", "sam", "--features", str(toy_features_folder), "--params", str(params)]
+    killed = [*command, "--out", str(tmp_path / "sam"), "--checkpoints", str(checkpoints)]
+    process = subprocess.Popen(killed, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("sam-*/state.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed: raise max_epochs"
+    assert not (tmp_path / "sam").exists()
+    done = subprocess.run(killed, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "sam: resuming after epoch" in done.stderr
+    assert "epoch 12/12: loss" in done.stderr
+    train("sam", toy_features_folder, params, tmp_path / "whole", tmp_path / "other")
+    for file in ("model.safetensors", "learning_curve.csv"):
+        assert (tmp_path / "sam" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert list(checkpoints.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_two_processes_train_one_model_and_write_it_once(toy_features_folder: Path, tmp_path: Path) -> None:
+    """Lightning starts this very command again for the second process; gloo on the CPU stands in for several GPUs."""
+    params = write_params(tmp_path / "params.yaml", training={"devices": 2}, din={"max_epochs": 2})
+    arguments = ["--model", "din", "--features", toy_features_folder, "--params", params, "--out", tmp_path / "din", "--checkpoints", tmp_path / "ck"]
+    done = subprocess.run([*STEP, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr.count("epoch 2/2: loss") == 1
+    weights = load_model(tmp_path / "din").module.state_dict()
+    assert all(bool(torch.isfinite(value).all()) for value in weights.values())
+    assert len(rows_of(tmp_path / "din" / "learning_curve.csv")) == 2
+    assert list((tmp_path / "ck").iterdir()) == []
+
+
+def test_dvclive_shows_every_epoch_and_makes_no_dvc_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"epoch": epoch, "train_loss": 1 / epoch, "valid_ndcg@10": epoch / 10} for epoch in (1, 2)]
+
+    def write(place: Path) -> Path:
+        place.mkdir(parents=True)
+        monkeypatch.chdir(place)
+        with learning_curves(place / "dvclive") as report:
+            for row in rows:
+                report(row)
+        return place / "dvclive"
+
+    live = write(tmp_path / "plain")
+    metrics = json.loads((live / "metrics.json").read_text())
+    assert metrics["train_loss"] == 0.5
+    points = (live / "plots/metrics/valid_ndcg_at_10.tsv").read_text().split()
+    assert points == ["step", "valid_ndcg_at_10", "1", "0.1", "2", "0.2"]
+
+    subprocess.run(["git", "init", "-q", str(tmp_path / "git")], check=True)
+    assert not write(tmp_path / "git" / "inside").exists()
+    assert not (tmp_path / "git" / ".dvc").exists()
