@@ -1,6 +1,7 @@
 """Training: exact resume, best weights, honest stops. Networks here are tiny; that they learn at all is asserted on planted tastes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +10,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from longtrail.config import (
     DINSettings,
+    PopularityRankerSettings,
+    PopularityRetrieverSettings,
     SAMSettings,
     SASRecSettings,
     TrainingSettings,
@@ -244,6 +248,55 @@ def test_ranking_metric_can_be_auc(features: FeatureSet) -> None:
     assert trained.metric == "auc"
     assert trained.value == max(row["valid_auc"] for row in trained.curve)
     assert train(features, DIN.model_copy(update={"max_epochs": 1}), "din", CPU, data="d", ranking_metric="log_loss").metric == "gauc"
+
+
+@pytest.mark.parametrize("name", ["din", "sasrec"])
+def test_without_validation_rows_the_last_weights_are_kept_and_said_so(
+    name: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = shutil.copytree(folder, tmp_path / "features")
+    for file in (bare / "examples/valid.parquet", bare / "targets/valid.parquet"):
+        pq.write_table(pq.read_table(file).slice(0, 0), file)
+    settings = NETWORKS[name].model_copy(update={"max_epochs": 2})
+    trained = train(FeatureSet.open(bare), settings, name, CPU, data="d")
+    assert (trained.value, trained.best_epoch, len(trained.curve)) == (None, 2, 2)
+    assert "the last epoch's weights are kept" in caplog.text
+    assert trained.summary().endswith("unknown at epoch 2 of 2")
+
+
+# ---------------------------------------------------------------- what is learnt
+
+
+@pytest.mark.parametrize("name", ["din", "sam"])
+def test_rankers_find_the_planted_tastes_that_popularity_cannot_see(name: str, features: FeatureSet) -> None:
+    """Two categories of six are clicked six times as often as the others, and which two differs by user."""
+    settings = NETWORKS[name].model_copy(update={"max_epochs": 15, "patience": 15, "max_history": 40})
+    popularity = train(features, PopularityRankerSettings(by="click_rate"), "popularity", CPU, data="d")
+    trained = train(features, settings, name, CPU, data="d")
+    assert popularity.value is not None and trained.value is not None
+    assert trained.value > popularity.value + 0.1
+
+
+def test_the_retriever_finds_the_planted_tastes_that_popularity_cannot_see(features: FeatureSet) -> None:
+    popularity = train(features, PopularityRetrieverSettings(), "popular_items", CPU, data="d")
+    trained = train(features, SASREC.model_copy(update={"max_epochs": 25, "patience": 25}), "sasrec", CPU, data="d")
+    assert popularity.value is not None and trained.value is not None
+    assert trained.value > 1.2 * popularity.value
+
+
+def test_popularity_is_fitted_from_the_training_period_alone(features: FeatureSet) -> None:
+    clicks, catalogue = features.catalogue.train_clicks, features.catalogue
+    ranker = train(features, PopularityRankerSettings(by="clicks"), "p", CPU, data="d").module.state_dict()["logits"].numpy()
+    assert (np.argsort(ranker[1:], kind="stable") == np.argsort(clicks[1:], kind="stable")).all()
+    retriever = train(features, PopularityRetrieverSettings(), "p", CPU, data="d").module.state_dict()["scores"].numpy()[:, 0]
+    np.testing.assert_allclose(retriever[1:], np.log1p(catalogue.train_events[1:]), rtol=1e-6)
+
+
+def test_bf16_trains_to_about_the_same_loss(features: FeatureSet) -> None:
+    full, half = (train(features, DIN, "din", CPU.model_copy(update={"precision": precision}), data="d") for precision in ("fp32", "bf16"))
+    assert half.curve != full.curve
+    for one, other in zip(full.curve, half.curve, strict=True):
+        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=0.02)
 
 
 # ---------------------------------------------------------------- determinism and the process around
