@@ -12,7 +12,7 @@ import typer
 from components.command import run
 from longtrail.files import read_json
 
-_COLUMNS = {"retrieval": ("ndcg@10", "recall@10", "mrr", "coverage@10"), "ranking": ("gauc", "auc", "log_loss", "calibration_ratio")}
+_COLUMNS = {"retrieval": ("ndcg@10", "recall@10", "mrr", "coverage@10"), "ranking": ("auc", "request_gauc", "gauc", "log_loss")}
 _HEADINGS = {"retrieval": "Retrieval", "ranking": "Ranking"}
 
 

@@ -193,6 +193,9 @@ class RankerSettings(Settings):
     batch_size: Positive = Field(256, description="requests per step")
     max_epochs: Positive = 8
     patience: Positive = Field(2, description="epochs without a better validation metric before training stops")
+    item_start: Literal["cooccurrence", "random"] = Field(
+        "cooccurrence", description="item vectors start from an SVD of who had to do with what in the training period, or at random"
+    )
 
 
 class DINSettings(RankerSettings):
@@ -260,8 +263,8 @@ class StageSelection(Settings):
 
 
 class SelectionSettings(Settings):
-    retrieval: StageSelection = StageSelection(metric="ndcg@10", max_latency_ms=50, max_bytes=1e9)
-    ranking: StageSelection = StageSelection(metric="gauc", max_latency_ms=30, max_bytes=1e9)
+    retrieval: StageSelection = StageSelection(metric="ndcg@10", max_latency_ms=100, max_bytes=1e9)
+    ranking: StageSelection = StageSelection(metric="auc", max_latency_ms=100, max_bytes=1e9)
     incumbent: str = Field("popularity", description="the ranker in service: the A/B test asks whether the champion beats it")
 
 
@@ -293,7 +296,7 @@ class ServingSettings(Settings):
 
 class PipelineSettings(Settings):
     models: tuple[str, ...] = Field(
-        ("popular_items", "sasrec", "popularity", "din", "sam"), description="the models of `models` that this run trains and compares"
+        ("popular_items", "sasrec", "popularity", "click_rate", "din", "sam"), description="the models of `models` that this run trains and compares"
     )
 
 
@@ -314,6 +317,7 @@ def _default_models() -> dict[str, "Model"]:
         "popular_items": PopularityRetrieverSettings(),
         "sasrec": SASRecSettings(),
         "popularity": PopularityRankerSettings(),
+        "click_rate": PopularityRankerSettings(by="click_rate"),
         "din": DINSettings(),
         "sam": SAMSettings(),
     }

@@ -43,6 +43,7 @@ class RankingRows:
     """What a ranker said of every shown item of a split."""
 
     users_n: Ints  # dense user ids
+    requests_n: Ints  # index of the row's request in the split
     items_n: Ints
     times_n: Ints  # UTC µs
     lengths_n: Ints  # events available at the request
@@ -108,13 +109,15 @@ def predict_ranking(module: nn.Module, features: FeatureSet, split: str, *, devi
     """Score every shown item of `split` within its request. Raises HistoryError where there is none, ModelError where a score is not a number."""
     table = features.examples(split)
     batches = RankingBatches(features, split, max_history=max_history(module), batch_size=batch_size)
-    logits_n = np.full(table.num_rows, np.nan)
+    logits_n, requests_n = np.full(table.num_rows, np.nan), np.zeros(table.num_rows, np.int64)
     requests = 0
     for batch in _progress(batches, f"rank {split}"):
         batch = batch.to(device)
         logits_BC = module(batch.history, batch.candidates, batch.context)
         real_BC = batch.rows_BC >= 0
-        logits_n[batch.rows_BC[real_BC].cpu().numpy()] = logits_BC[real_BC].double().cpu().numpy()
+        rows_n = batch.rows_BC[real_BC].cpu().numpy()
+        logits_n[rows_n] = logits_BC[real_BC].double().cpu().numpy()
+        requests_n[rows_n] = batch.requests_B.unsqueeze(1).expand_as(real_BC)[real_BC].cpu().numpy()
         requests += len(batch.requests_B)
     wrong = np.flatnonzero(~np.isfinite(logits_n))
     if len(wrong):
@@ -123,7 +126,7 @@ def predict_ranking(module: nn.Module, features: FeatureSet, split: str, *, devi
     users_n, items_n, times_n, lengths_n, positions_n, clicks_n = (column(table, name) for name in names)
     return RankingRows(
         users_n=users_n, items_n=items_n, times_n=times_n, lengths_n=lengths_n, positions_n=positions_n, clicks_n=clicks_n, logits_n=logits_n,
-        requests=requests,
+        requests_n=requests_n, requests=requests,
     )  # fmt: skip
 
 
@@ -202,7 +205,7 @@ def judge_ranking(rows: RankingRows, features: FeatureSet, settings: EvaluationS
     users_n, size = _dense(rows.users_n)
 
     def measure(keep: NDArray) -> dict[str, metrics.Contributions]:
-        return metrics.ranking_contributions(users_n[keep], rows.clicks_n[keep], rows.logits_n[keep], size)
+        return metrics.ranking_contributions(users_n[keep], rows.requests_n[keep], rows.clicks_n[keep], rows.logits_n[keep], size)
 
     slices = [*_slices(rows, features), by_position(rows.positions_n)]
     curve = metrics.calibration_contributions(users_n, rows.clicks_n, metrics.sigmoid(rows.logits_n), size)

@@ -114,25 +114,31 @@ def auc_contributions(users_n: Ints, clicks_n: NDArray, scores_n: NDArray, size:
     return Contributions(numerators_U=value + size * _sums(users_n, influence_n, size), denominators_U=np.ones(size), users=present)
 
 
-def gauc_contributions(users_n: Ints, clicks_n: NDArray, scores_n: NDArray, size: int) -> Contributions:
-    """Mean over users of their own AUC, weighted by their rows; users whose rows are all clicks or all not have none and do not count.
+def gauc_contributions(users_n: Ints, clicks_n: NDArray, scores_n: NDArray, size: int, groups_n: Ints | None = None) -> Contributions:
+    """Mean over groups of their own AUC, weighted by their rows; groups whose rows are all clicks or all not have none and do not count.
 
-    Source: the weighted AUC that DIN (Zhou et al., KDD 2018) is judged by; weights are impressions.
+    A group is a user (the weighted AUC that DIN, Zhou et al., KDD 2018, is judged by), or what `groups_n` says: numbers from 0, each the
+    group of one user only.
     """
+    what = "user" if groups_n is None else "group"
+    groups_n = users_n if groups_n is None else groups_n
+    groups = int(groups_n.max(initial=-1)) + 1
     reason = _one_class(clicks_n)
-    below_n, _ = _placements(users_n, clicks_n, scores_n)
+    below_n, _ = _placements(groups_n, clicks_n, scores_n)
     clicked = clicks_n.astype(bool)
-    rows_U = np.bincount(users_n, minlength=size).astype(np.float64)
-    clicks_U = _sums(users_n, clicked, size)
-    pairs_U = clicks_U * (rows_U - clicks_U)
-    both_U = pairs_U > 0
-    wins_U = _sums(users_n[clicked], below_n[clicked], size)
-    if reason is None and not both_U.any():
-        reason = "no user has both a click and a miss"
+    rows_G = np.bincount(groups_n, minlength=groups).astype(np.float64)
+    clicks_G = _sums(groups_n, clicked, groups)
+    pairs_G = clicks_G * (rows_G - clicks_G)
+    both_G = pairs_G > 0
+    wins_G = _sums(groups_n[clicked], below_n[clicked], groups)
+    if reason is None and not both_G.any():
+        reason = f"no {what} has both a click and a miss"
+    user_G = np.zeros(groups, np.int64)
+    user_G[groups_n] = users_n
     return Contributions(
-        numerators_U=np.divide(wins_U * rows_U, pairs_U, out=np.zeros(size), where=both_U),
-        denominators_U=np.where(both_U, rows_U, 0.0),
-        users=int(both_U.sum()),
+        numerators_U=_sums(user_G, np.divide(wins_G * rows_G, pairs_G, out=np.zeros(groups), where=both_G), size),
+        denominators_U=_sums(user_G, np.where(both_G, rows_G, 0.0), size),
+        users=len(np.unique(user_G[both_G])),
         reason=reason,
     )
 
@@ -195,12 +201,13 @@ def calibration_contributions(users_n: Ints, clicks_n: NDArray, probabilities_n:
     return {float(probabilities_n[rows].mean()): _mean(users_n[rows], clicks_n[rows], size) for rows in parts}
 
 
-def ranking_contributions(users_n: Ints, clicks_n: NDArray, logits_n: NDArray, size: int) -> dict[str, Contributions]:
-    """All ranking metrics of rows whose users are numbered 0..size-1; a logit is that of P(click)."""
+def ranking_contributions(users_n: Ints, requests_n: Ints, clicks_n: NDArray, logits_n: NDArray, size: int) -> dict[str, Contributions]:
+    """All ranking metrics of rows whose users are numbered 0..size-1, and their requests from 0; a logit is that of P(click)."""
     probabilities_n = sigmoid(logits_n)
     return {
         "auc": auc_contributions(users_n, clicks_n, logits_n, size),
         "gauc": gauc_contributions(users_n, clicks_n, logits_n, size),
+        "request_gauc": gauc_contributions(users_n, clicks_n, logits_n, size, requests_n),
         "log_loss": log_loss_contributions(users_n, clicks_n, logits_n, size),
         "calibration_ratio": calibration_ratio_contributions(users_n, clicks_n, probabilities_n, size),
         "ece": ece_contributions(users_n, clicks_n, probabilities_n, size),

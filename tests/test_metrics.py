@@ -48,6 +48,26 @@ def test_ranking_metrics_equal_a_second_implementation(seed, levels):
 
 
 @pytest.mark.parametrize("seed", range(10))
+def test_request_gauc_is_gauc_within_requests(seed):
+    users, clicks, scores = rows(seed, n=200, users=9, levels=5)
+    requests = users * 4 + np.random.default_rng(seed).integers(4, size=len(users))
+    found = intervals(metrics.ranking_contributions(users, requests, clicks, scores, 9), replicates=10)["request_gauc"]
+    assert found.value == pytest.approx(slow_gauc(requests, clicks, scores))
+
+
+def test_feedback_about_the_user_alone_harms_gauc_but_not_request_gauc():
+    """Clicks are coin flips, the score is the user's own click rate so far: worthless, yet within a user it looks worse than a coin."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(400), 10)
+    clicks = rng.integers(2, size=users.size)
+    before = np.cumsum(clicks.reshape(400, 10), axis=1) - clicks.reshape(400, 10)
+    scores = ((before + 1) / (np.arange(10) + 2)).ravel()
+    found = intervals(metrics.ranking_contributions(users, np.arange(4000) // 2, clicks, np.repeat(scores[::2], 2), 400), replicates=10)
+    assert metrics.gauc(users, clicks, scores) < 0.45
+    assert found["request_gauc"].value == 0.5
+
+
+@pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_retrieval_metrics_equal_a_second_implementation(seed, k):
     rng = np.random.default_rng(seed)
@@ -84,7 +104,7 @@ EMPTY = np.zeros(0, np.int64)
     ],
 )
 def test_the_undefined_is_none_with_a_reason(users, clicks, name, reason):
-    estimate = intervals(metrics.ranking_contributions(users, clicks, np.zeros(len(users)), 2), replicates=10)[name]
+    estimate = intervals(metrics.ranking_contributions(users, users, clicks, np.zeros(len(users)), 2), replicates=10)[name]
     assert (estimate.value, estimate.low, estimate.high, estimate.reason) == (None, None, None, reason)
 
 
@@ -93,8 +113,11 @@ def test_empty_retrieval_is_none_with_a_reason():
     assert all(e.json() == {"value": None, "low": None, "high": None, "reason": "no rows"} for e in estimates.values())
 
 
+ONE = np.zeros(4, np.int64)
+
+
 def test_one_user_has_a_value_but_no_interval():
-    found = intervals(metrics.ranking_contributions(np.zeros(4, np.int64), np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4]), 1), replicates=10)
+    found = intervals(metrics.ranking_contributions(ONE, ONE, np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4]), 1), replicates=10)
     assert found["auc"].value == found["gauc"].value == 0.75
     assert found["auc"].low is None and "1 user" in str(found["auc"].reason)
 
@@ -116,23 +139,26 @@ def test_blocks_of_replicates_do_not_change_the_draws(monkeypatch):
     assert np.array_equal(whole, np.concatenate(list(resample_counts(30, 20, seed=1))))
 
 
-@pytest.mark.parametrize("name", ["auc", "gauc", "log_loss", "calibration_ratio", "ece"])
+@pytest.mark.parametrize("name", ["auc", "gauc", "request_gauc", "log_loss", "calibration_ratio", "ece"])
 def test_intervals_agree_with_a_bootstrap_that_repeats_the_rows(name):
     """The oracle copies each drawn user's rows and computes the metric anew."""
     users, clicks, scores = rows(5, n=3000, users=60, levels=8)
     scores = scores + np.random.default_rng(0).normal(size=60)[users]  # users differ, so clustering matters
-    found = intervals(metrics.ranking_contributions(users, clicks, scores, 60), replicates=600, seed=1)[name]
+    requests = users * 5 + np.random.default_rng(1).integers(5, size=len(users))
+    found = intervals(metrics.ranking_contributions(users, requests, clicks, scores, 60), replicates=600, seed=1)[name]
     again = []
     for counts in np.concatenate(list(resample_counts(60, 600, seed=1))).astype(int):
         take = np.repeat(np.arange(len(users)), counts[users])
         copies = users[take] + 60 * np.concatenate([np.arange(c) for c in counts[users]])  # a user drawn twice is two users
-        again.append(metrics.ranking_contributions(copies, clicks[take], scores[take], 60 * counts.max())[name].value)
+        again.append(
+            metrics.ranking_contributions(copies, copies * 5 + requests[take] % 5, clicks[take], scores[take], 60 * counts.max())[name].value
+        )
     low, high = np.quantile(again, [tail(60, 0.95), 1 - tail(60, 0.95)])
     width = high - low
-    assert found.value == pytest.approx(metrics.ranking_contributions(users, clicks, scores, 60)[name].value)
+    assert found.value == pytest.approx(metrics.ranking_contributions(users, requests, clicks, scores, 60)[name].value)
     assert found.low <= found.value <= found.high
     # ECE keeps its signs (see its docstring), so only its width can agree.
-    tolerance = 1e-9 if name in ("gauc", "log_loss", "calibration_ratio") else 0.12 * width
+    tolerance = 1e-9 if name in ("gauc", "request_gauc", "log_loss", "calibration_ratio") else 0.12 * width
     if name == "ece":
         assert found.high - found.low == pytest.approx(width, rel=0.25)
     else:

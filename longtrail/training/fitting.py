@@ -5,18 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from longtrail.config import Model, PopularityRankerSettings, PopularityRetrieverSettings, TrainingSettings
+from longtrail.config import Model, PopularityRankerSettings, PopularityRetrieverSettings, RankerSettings, TrainingSettings
 from longtrail.examples import FeatureSet, RankingBatches, SequenceBatches, TargetBatch, TargetBatches, seen_items
 from longtrail.models.registry import build_model
 from longtrail.retrieval.index import Exclusion
 from longtrail.training.checkpoints import Checkpoint, Progress, Row, fingerprint
 from longtrail.training.learners import Learner, RankerLearner, RetrieverLearner
 from longtrail.training.loop import EpochKeeper, Report, Share, accelerator_of, make_trainer, reproducible
+from longtrail.training.starts import cooccurrence_vectors
 
-RANKING_METRICS = ("gauc", "auc")  # those a ranker can be stopped by: larger is better
+RANKING_METRICS = ("auc", "gauc")  # those a ranker can be stopped by: larger is better
 RETRIEVAL_METRIC = "ndcg@10"
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ def train(
     *,
     data: str,
     checkpoints: Path | None = None,
-    ranking_metric: str = "gauc",
+    ranking_metric: str = "auc",
     report: Report | None = None,
 ) -> Trained:
     """Train the model that `settings` describe.
@@ -65,6 +67,8 @@ def train(
         module = build_model(settings, features.sizes)
         if isinstance(settings, PopularityRankerSettings | PopularityRetrieverSettings):
             return _fit_popularity(module, features, settings, training, metric=metric, report=report)
+        if isinstance(settings, RankerSettings) and settings.item_start == "cooccurrence":
+            module.embedding.start_items(torch.from_numpy(cooccurrence_vectors(features, settings.width, seed=training.seed)))  # type: ignore[operator,union-attr]
         parts: dict[str, Any] = {
             "settings": settings.model_dump(mode="json"),
             "training": training.model_dump(mode="json"),

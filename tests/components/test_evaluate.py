@@ -15,7 +15,7 @@ from longtrail.files import read_json
 from tests.models_of_toy import save_toy_model, toy_model
 
 PARAMS = {"evaluation": {"k": [5, 10], "replicates": 50, "latency_requests": 5, "latency_candidates": 20, "threads": 1}}
-RANKING = {"auc", "gauc", "log_loss", "calibration_ratio", "ece"}
+RANKING = {"auc", "gauc", "request_gauc", "log_loss", "calibration_ratio", "ece"}
 RETRIEVAL = {f"{m}@{k}" for m in ("ndcg", "recall", "coverage") for k in (5, 10)} | {"mrr"}
 
 
