@@ -132,7 +132,7 @@ def test_a_finished_run_whose_model_was_not_saved_is_not_trained_again(features:
 
 
 def test_the_checkpoint_of_other_settings_or_data_is_never_picked_up(features: FeatureSet, tmp_path: Path) -> None:
-    def resumed_from(name: str = "din", data: str = "d", training: TrainingSettings = CPU, metric: str = "gauc", **changes: object) -> int:
+    def resumed_from(name: str = "din", data: str = "d", training: TrainingSettings = CPU, metric: str = "auc", **changes: object) -> int:
         settings = DIN.model_copy(update={"max_epochs": 1, **changes})
         return train(features, settings, name, training, data=data, checkpoints=tmp_path, ranking_metric=metric).resumed_from
 
@@ -142,7 +142,7 @@ def test_the_checkpoint_of_other_settings_or_data_is_never_picked_up(features: F
     assert resumed_from(name="din2") == 0
     assert resumed_from(learning_rate=1e-3) == 0
     assert resumed_from(max_epochs=2) == 0
-    assert resumed_from(metric="auc") == 0
+    assert resumed_from(metric="gauc") == 0
     assert resumed_from(training=CPU.model_copy(update={"seed": 1})) == 0
     assert resumed_from(training=CPU.model_copy(update={"gradient_clip": 0.5})) == 0
 
@@ -203,7 +203,7 @@ def test_an_interrupted_write_leaves_the_checkpoint_before_it(tmp_path: Path, mo
 def test_the_weights_given_back_are_those_of_the_best_epoch(name: str, features: FeatureSet) -> None:
     """The validation metric is computed again here from the returned module, by plain code, and must be the curve's maximum."""
     settings = NETWORKS[name].model_copy(update={"max_epochs": 6, "learning_rate": 2e-2})
-    trained = train(features, settings, name, CPU, data="d")
+    trained = train(features, settings, name, CPU, data="d", ranking_metric="gauc")
     values = [row[f"valid_{trained.metric}"] for row in trained.curve]
     assert trained.value == max(values)
     assert trained.best_epoch == 1 + int(np.argmax(values))
@@ -243,11 +243,15 @@ def test_training_stops_when_patience_is_out(features: FeatureSet) -> None:
     assert len(trained.curve) == trained.best_epoch + 2 < 40
 
 
-def test_ranking_metric_can_be_auc(features: FeatureSet) -> None:
-    trained = train(features, DIN, "din", CPU, data="d", ranking_metric="auc")
-    assert trained.metric == "auc"
-    assert trained.value == max(row["valid_auc"] for row in trained.curve)
-    assert train(features, DIN.model_copy(update={"max_epochs": 1}), "din", CPU, data="d", ranking_metric="log_loss").metric == "gauc"
+@pytest.mark.parametrize("metric", ["auc", "gauc"])
+def test_a_ranker_is_stopped_by_the_metric_it_is_selected_by(metric: str, features: FeatureSet) -> None:
+    trained = train(features, DIN, "din", CPU, data="d", ranking_metric=metric)
+    assert trained.metric == metric
+    assert trained.value == max(row[f"valid_{metric}"] for row in trained.curve)
+
+
+def test_a_ranker_selected_by_what_training_does_not_watch_is_stopped_by_auc(features: FeatureSet) -> None:
+    assert train(features, DIN.model_copy(update={"max_epochs": 1}), "din", CPU, data="d", ranking_metric="log_loss").metric == "auc"
 
 
 @pytest.mark.parametrize("name", ["din", "sasrec"])
@@ -271,8 +275,8 @@ def test_without_validation_rows_the_last_weights_are_kept_and_said_so(
 def test_rankers_find_the_planted_tastes_that_popularity_cannot_see(name: str, features: FeatureSet) -> None:
     """Two categories of six are clicked six times as often as the others, and which two differs by user."""
     settings = NETWORKS[name].model_copy(update={"max_epochs": 15, "patience": 15, "max_history": 40})
-    popularity = train(features, PopularityRankerSettings(by="click_rate"), "popularity", CPU, data="d")
-    trained = train(features, settings, name, CPU, data="d")
+    popularity = train(features, PopularityRankerSettings(by="click_rate"), "popularity", CPU, data="d", ranking_metric="gauc")
+    trained = train(features, settings, name, CPU, data="d", ranking_metric="gauc")
     assert popularity.value is not None and trained.value is not None
     assert trained.value > popularity.value + 0.1
 
