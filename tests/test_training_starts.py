@@ -1,0 +1,62 @@
+"""Item vectors start from the training period's interactions alone, and items that the same people touched start alike."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from longtrail.config import DINSettings
+from longtrail.examples import FeatureSet
+from longtrail.models.registry import build_model
+from longtrail.training.starts import cooccurrence_vectors
+
+
+@pytest.fixture(scope="module")
+def features(toy_features_folder: Path) -> FeatureSet:
+    return FeatureSet.open(toy_features_folder)
+
+
+def slow_matrix(features: FeatureSet) -> np.ndarray:
+    matrix = np.zeros((features.users, features.sizes.items + 1))
+    for user in range(1, features.users + 1):
+        length = features.train_lengths[user]
+        history = features.history.gather(np.array([user]), np.array([length]), max(1, int(length)))
+        matrix[user - 1, history.items_BL[0, :length]] = 1
+    return matrix
+
+
+def test_inner_products_are_those_of_the_exact_decomposition(features: FeatureSet) -> None:
+    matrix = slow_matrix(features)
+    _, values, right = np.linalg.svd(matrix, full_matrices=False)
+    exact = right[:4].T * values[:4]
+    found = cooccurrence_vectors(features, 4, seed=0)
+    assert found.shape == (features.sizes.items + 1, 4)
+    # The randomised solver turns the axes a little where singular values lie close together; what models see are the products.
+    assert np.corrcoef((found @ found.T).ravel(), (exact @ exact.T).ravel())[0, 1] > 0.99
+
+
+def test_events_after_the_training_period_are_not_seen(features: FeatureSet) -> None:
+    early = replace(features, train_lengths=features.train_lengths // 20)  # a training period that ends long before most items are met
+    seen = np.flatnonzero(slow_matrix(early).any(0))
+    later = np.setdiff1d(np.arange(1, features.sizes.items + 1), seen)
+    assert len(seen) > 3 and len(later) > 3
+    vectors = cooccurrence_vectors(early, 3, seed=0)
+    assert np.allclose(vectors[later], 0, atol=1e-6)
+    assert np.abs(vectors[seen]).max() > 0.1
+
+
+def test_it_is_reproducible_and_wider_than_the_log_has_rank(features: FeatureSet) -> None:
+    wide = cooccurrence_vectors(features, features.users + 10, seed=1)
+    assert np.array_equal(wide, cooccurrence_vectors(features, features.users + 10, seed=1))
+    assert np.isfinite(wide).all() and wide[1:].std(0).min() > 0 and not wide[0].any()
+
+
+def test_a_model_starts_from_them_at_a_fixed_scale(features: FeatureSet) -> None:
+    module = build_model(DINSettings(width=4), features.sizes)
+    vectors = torch.from_numpy(cooccurrence_vectors(features, 4, seed=0))
+    module.embedding.start_items(1000 * vectors)
+    table = module.embedding.items.table.detach()
+    assert table[1:].std().item() == pytest.approx(0.3, rel=1e-3) and not table[0].any()
+    assert torch.allclose(table / table.norm(), vectors / vectors.norm(), atol=1e-6)
