@@ -68,9 +68,9 @@ def evaluate_model(model: Path, *, features: Path, settings: "EvaluationSettings
 
 
 def main_metric(evaluation: dict[str, Any]) -> str:
-    """The metric to name first: gauc, or ndcg at the smallest k."""
+    """The metric to name first: auc, or ndcg at the smallest k."""
     names = evaluation["splits"]["test"]["metrics"]
-    return "gauc" if evaluation["stage"] == "ranking" else min((n for n in names if n.startswith("ndcg@")), key=lambda n: int(n[5:]))
+    return "auc" if evaluation["stage"] == "ranking" else min((n for n in names if n.startswith("ndcg@")), key=lambda n: int(n[5:]))
 
 
 def headline(evaluation: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ def validation_page(db: duckdb.DuckDBPyConnection, result: dict[str, Any]) -> st
     stopped = f"{result['critical_failures']} critical expectation(s) failed: the pipeline stops here."
     lead = f"{held} expectations hold, {result['warnings']} warning(s)." if result["success"] else stopped
     tone = "bad" if not result["success"] else "warn" if failed else "good"
-    figures = [[name.replace("_", " "), float(value)] for name, value in result["summary"].items()]
+    figures = [[name.replace("_", " "), int(value) if float(value).is_integer() else float(value)] for name, value in result["summary"].items()]
     sections = [Section("The log in figures", table_html(["figure", "value"], figures))]
     if failed:
         sections.insert(0, Section("What failed", _outcomes(failed)))

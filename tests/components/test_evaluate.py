@@ -72,7 +72,7 @@ def test_the_page_needs_no_network_and_holds_the_figures(evaluated):
     assert text.count("<figure") == 3 and "<script" not in text
     assert not re.search(r"(src|href)=\"https?:", text.replace("xmlns", ""))
     found = read_json(evaluated / "evaluation.json")
-    metric = "gauc" if found["stage"] == "ranking" else "ndcg@5"
+    metric = "auc" if found["stage"] == "ranking" else "ndcg@5"
     assert f"{found['splits']['test']['metrics'][metric]['value']:.4f}" in text
     for name in ("metrics", "slices", "curve"):
         assert (evaluated / f"{name}.png").read_bytes().startswith(b"\x89PNG")
