@@ -13,12 +13,7 @@ ARG PIP_FIND_LINKS
 WORKDIR /longtrail
 COPY requirements.lock ./
 RUN python3 -m venv /venv && /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r requirements.lock
-COPY pyproject.toml README.md LICENSE ./
-COPY longtrail longtrail
-COPY components components
-COPY features features
-COPY pipelines pipelines
-COPY serving serving
+COPY . .
 RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation --editable .
 
 FROM ${CUDA_BASE} AS base-cuda
@@ -33,12 +28,7 @@ ARG PIP_FIND_LINKS
 WORKDIR /longtrail
 COPY requirements.lock ./
 RUN python3 -m venv /venv && /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r requirements.lock
-COPY pyproject.toml README.md LICENSE ./
-COPY longtrail longtrail
-COPY components components
-COPY features features
-COPY pipelines pipelines
-COPY serving serving
+COPY . .
 RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation --editable .
 
 FROM base-cuda AS cuda
