@@ -20,7 +20,7 @@ run: $(VENV)/.ready ## raw log -> validated -> features -> trained -> evaluated 
 	@python -m pipelines.local
 
 test: $(VENV)/.ready $(VENV)/.test-tools ## all tests
-	@python -m pytest -n $(WORKERS) --dist loadgroup
+	@python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 serve: $(VENV)/.ready ## the packaged service on loopback
 	@python -m serving.run --bento build/bento --port $(PORT)

@@ -17,8 +17,6 @@ from longtrail.errors import ModelError
 from longtrail.files import hash_path, read_json, write_json
 from tests.serving.bento import Outputs, labels, outputs
 
-pytestmark = pytest.mark.xdist_group("bento")
-
 
 @pytest.fixture(scope="session")
 def made() -> Outputs:

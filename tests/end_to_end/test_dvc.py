@@ -18,7 +18,7 @@ from longtrail.files import hash_path, read_json
 from longtrail.models.store import load_model
 from tests.end_to_end.conftest import USERS, commit, environment, git, run
 
-pytestmark = [pytest.mark.xdist_group("end_to_end"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 MODELS = ("popular_items", "sasrec", "popularity", "click_rate", "din", "sam")
 
 

@@ -11,7 +11,7 @@ from longtrail.config import parse_config
 from longtrail.files import read_json
 from pipelines.kubeflow import build
 
-pytestmark = [pytest.mark.xdist_group("kubeflow"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

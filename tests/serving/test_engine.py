@@ -24,8 +24,6 @@ from serving.scoring import newest
 from serving.state import State, StateSettings
 from tests.serving.bento import Outputs
 
-pytestmark = pytest.mark.xdist_group("bento")
-
 
 @pytest.fixture(scope="session")
 def artifacts(packaged: Outputs) -> Artifacts:

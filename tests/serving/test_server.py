@@ -24,8 +24,6 @@ from serving.export_log import export_log
 from tests.serving.bento import SERVING, Outputs, log_lines
 from tests.serving.conftest import Running
 
-pytestmark = pytest.mark.xdist_group("bento")
-
 ITEMS = [f"i{number:04d}" for number in range(1, 60)]
 
 
