@@ -225,7 +225,7 @@ def main(
     users: Annotated[int, typer.Option(help="users of the simulated log")] = 200,
     rate: Annotated[float, typer.Option(help="requests a second of the open loop")] = 20.0,
     count: Annotated[int, typer.Option(help="requests to each endpoint, half in sequence, half at the rate")] = 1_250,
-    threads: Annotated[int, typer.Option(help="serving.threads: CPU threads of one request")] = 2,
+    threads: Annotated[int, typer.Option(help="serving.threads: CPU threads of one request")] = 1,
     out: Annotated[Path, typer.Option(help="JSON to write")] = Path("build/benchmarks/serving.json"),
 ) -> None:
     """p50 and p99 of /rank beside those of an empty endpoint."""

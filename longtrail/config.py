@@ -290,7 +290,7 @@ class ServingSettings(Settings):
     max_events: Positive = 1_000
     max_body_bytes: Positive = Field(1_048_576, description="a larger request is refused with 413")
     explore_temperature: Annotated[float, Field(ge=0)] = Field(0.1, description="Plackett-Luce temperature; 0 always shows the best list")
-    threads: Positive = Field(2, description="CPU threads of the models for one request")
+    threads: Positive = Field(1, description="CPU threads of the models for one request")
     port: Annotated[int, Field(gt=0, lt=65536)] = 3000
 
 
