@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,20 @@ ROOT = Path(__file__).parents[2]
 USERS = 150
 
 
+def ratings_of(source: Path) -> pd.DataFrame:
+    """All ratings of MovieLens-100K: from the official zip, or from the folder that the package index's copy is unpacked to."""
+    names = ["user", "item", "rating", "time"]
+    if source.is_file():
+        with zipfile.ZipFile(source) as archive, archive.open("ml-100k/u.data") as data:
+            return pd.read_csv(data, sep="\t", names=names)
+    (ratings,) = source.rglob("ml-100k.inter")
+    return pd.read_csv(ratings, sep="\t", names=names, header=0)
+
+
 @pytest.fixture(scope="session")
 def movielens_slice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The official layout of MovieLens-100K (`u.data`), cut to the users of its newest third: real ratings, real seconds."""
-    source = find_movielens("ml-100k", ROOT / "data")
-    if source.is_file():
-        pytest.skip("the cached MovieLens-100K is a zip of the official site's; the slice is cut from the package index's copy")
-    (ratings,) = source.rglob("ml-100k.inter")
-    frame = pd.read_csv(ratings, sep="\t")
-    frame.columns = pd.Index(["user", "item", "rating", "time"])
+    frame = ratings_of(find_movielens("ml-100k", ROOT / "data"))
     users = frame.groupby("user")["time"].max().sort_values().index[-USERS:]
     folder = tmp_path_factory.mktemp("source") / "ml-100k"
     folder.mkdir()

@@ -99,8 +99,8 @@ def test_each_step_reads_the_same_settings(stages: dict[str, Any]) -> None:
         assert in_dvc == set(SECTIONS[name]), name
 
 
-def test_the_commands_name_every_option_of_their_step(stages: dict[str, Any]) -> None:
-    """A step's function, its dvc.yaml command and its Kubeflow wrapper cannot drift apart in arguments."""
+def test_the_commands_use_options_that_their_step_has(stages: dict[str, Any]) -> None:
+    """A step's function and its dvc.yaml command cannot drift apart; the Kubeflow wrappers are run to the end in tests/end_to_end."""
     import importlib
     import inspect
 
