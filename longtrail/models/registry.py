@@ -1,4 +1,4 @@
-"""One table of names: (stage, kind) → class. A new model is one file, its settings in longtrail/config.py and one line here."""
+"""One table of names: (stage, kind) → class. A new model is one file, its settings in longtrail/config/ and one line here."""
 
 from typing import Any
 

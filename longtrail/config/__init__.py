@@ -1,0 +1,63 @@
+"""params.yaml as strict typed objects: an unknown key or a bad value is an error that names it. The one place settings are described.
+
+Nothing here imports torch or a data-frame library, so that every command can read its settings at once.
+"""
+
+from longtrail.config.base import Settings
+from longtrail.config.data import (
+    Dataset,
+    EventColumns,
+    EventLogDataset,
+    FeatureSettings,
+    IngestSettings,
+    MovieLensDataset,
+    OpenBanditDataset,
+    SplitSettings,
+    ValidationSettings,
+    WorldDataset,
+)
+from longtrail.config.judging import ABTestSettings, EvaluationSettings, SelectionSettings, StageSelection
+from longtrail.config.ranking_models import DINSettings, PopularityRankerSettings, RankerModel, RankerSettings, SAMSettings
+from longtrail.config.retrieval_models import PopularityRetrieverSettings, RetrieverModel, SASRecSettings
+from longtrail.config.slots import AttentionSettings, BlossomSettings, DenseItemsSettings, FullAttentionSettings, ItemsSettings, RecJPQItemsSettings
+from longtrail.config.whole import ClusterSettings, Config, Model, PipelineSettings, ServingSettings, TrainingSettings, load_config, parse_config
+
+__all__ = [
+    "ABTestSettings",
+    "AttentionSettings",
+    "BlossomSettings",
+    "ClusterSettings",
+    "Config",
+    "DINSettings",
+    "Dataset",
+    "DenseItemsSettings",
+    "EvaluationSettings",
+    "EventColumns",
+    "EventLogDataset",
+    "FeatureSettings",
+    "FullAttentionSettings",
+    "IngestSettings",
+    "ItemsSettings",
+    "Model",
+    "MovieLensDataset",
+    "OpenBanditDataset",
+    "PipelineSettings",
+    "PopularityRankerSettings",
+    "PopularityRetrieverSettings",
+    "RankerModel",
+    "RankerSettings",
+    "RecJPQItemsSettings",
+    "RetrieverModel",
+    "SAMSettings",
+    "SASRecSettings",
+    "SelectionSettings",
+    "ServingSettings",
+    "Settings",
+    "SplitSettings",
+    "StageSelection",
+    "TrainingSettings",
+    "ValidationSettings",
+    "WorldDataset",
+    "load_config",
+    "parse_config",
+]

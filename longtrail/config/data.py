@@ -1,0 +1,118 @@
+"""Settings of the data: where a log comes from, how it is read, checked, split and turned into features."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from longtrail.config.base import Count, Positive, PositiveFloat, Settings, Share
+
+
+class MovieLensDataset(Settings):
+    """MovieLens in any of its official layouts. Each rating is an interaction and an impression whose click is `rating >= like_from`."""
+
+    kind: Literal["movielens"] = "movielens"
+    source: str = Field("ml-100k", description="a variant (ml-100k, ml-1m, ml-latest-small, ml-20m, ml-25m, ml-32m) or a path to its zip or folder")
+    like_from: float = Field(4.0, description="a rating this high counts as a click")
+
+
+class OpenBanditDataset(Settings):
+    """ZOZO's Open Bandit Dataset: real impressions with true propensities."""
+
+    kind: Literal["open_bandit"] = "open_bandit"
+    source: str = Field("small", description="'small' (10,000 rows a file, from the package index), 'full' (11 GB), or a path to its folder or zip")
+    policy: Literal["random", "bts"] = "random"
+    campaign: Literal["all", "men", "women"] = "all"
+
+
+class EventColumns(Settings):
+    """Which column of a user's own log holds what. Only user, item and timestamp are needed."""
+
+    user: str
+    item: str
+    timestamp: str
+    written_at: str | None = Field(None, description="when the row was written, where the log knows: guards against late rows")
+    action: str | None = None
+    value: str | None = None
+    category: str | None = None
+    title: str | None = None
+    click: str | None = Field(None, description="0/1: makes the file a log of impressions")
+    request: str | None = Field(None, description="the list an item was shown in; default: user and timestamp")
+    position: str | None = None
+    propensity: str | None = None
+    policy: str | None = None
+
+
+class EventLogDataset(Settings):
+    """Any CSV or Parquet log, by a column mapping.
+
+    A file with a `click` column is a log of impressions; its clicks are also the interactions. A file without one is a log of
+    interactions; where `like_from` is set, `value >= like_from` is the click of an impression made of each event.
+    """
+
+    kind: Literal["event_log"] = "event_log"
+    source: str = Field(description="a CSV or Parquet file, or a glob of them")
+    columns: EventColumns
+    delimiter: str = ","
+    encoding: Literal["utf-8", "utf-16", "latin-1"] = "utf-8"
+    timestamp_unit: Literal["s", "ms", "us", "iso"] = Field("s", description="numbers since 1970 in this unit, or ISO 8601 text")
+    click_actions: tuple[str, ...] = Field((), description="actions that count as a click where there is no click column")
+    like_from: float | None = None
+    first_position: Literal[0, 1] = Field(1, description="what the log calls the top of a list")
+    propensity_kind: Literal["conditional", "marginal", "none"] = "none"
+    events: str | None = Field(None, description="a file or glob of further interactions, beside a log of impressions")
+    event_columns: EventColumns | None = Field(None, description="the columns of `events`; default: as in `columns`, without those of impressions")
+    candidates: str | None = Field(None, description="a file or glob of what each request could have shown: the columns of request and item")
+
+
+class WorldDataset(Settings):
+    """A simulated world whose truth is known (longtrail/datasets/world.py)."""
+
+    kind: Literal["world"] = "world"
+    users: Positive = 1_000
+    items: Positive = 2_000
+    categories: Positive = 20
+    events_per_user: Positive = Field(100, description="organic events of an average user; users differ")
+    slate: Positive = Field(5, description="items shown in a request")
+    requests_per_user: Positive = Field(20, description="lists shown to an average user")
+    candidates: Positive = Field(20, description="items the logging policy chooses a list from")
+    logger_temperature: PositiveFloat = Field(1.0, description="Plackett-Luce temperature of the logging policy")
+    click_logit: float = Field(-2.5, description="logit of P(click) for an average examined item: sets the world's click rate")
+    stop_after_click: Share = Field(0.0, description="P(the user leaves the list after a click): 0 independent positions, 1 a cascade")
+    seed: int = 0
+
+
+Dataset = Annotated[MovieLensDataset | OpenBanditDataset | EventLogDataset | WorldDataset, Field(discriminator="kind")]
+
+
+class IngestSettings(Settings):
+    max_quarantined_share: Share = Field(0.01, description="more rejected rows than this stops the pipeline")
+    memory_limit: str = Field("2GB", description="DuckDB's memory; beyond it DuckDB spills to disk")
+    threads: Positive = 2
+
+
+class ValidationSettings(Settings):
+    """Bounds of the distribution expectations; the schema's own expectations need none."""
+
+    click_rate: tuple[Share, Share] = (0.001, 0.99)
+    min_users: Positive = 10
+    min_items: Positive = 10
+    min_events: Positive = 100
+    median_history_length: tuple[Count, Count] = (1, 100_000)
+    max_new_item_share: Share = Field(0.8, description="items first seen in the test period")
+    max_duplicate_share: Share = 0.05
+    max_top_item_share: Share = Field(0.5, description="interactions that are with the most popular item")
+    warn_only: tuple[str, ...] = Field((), description="names of critical distribution expectations that should only warn")
+
+
+class FeatureSettings(Settings):
+    online_store: Literal["sqlite", "redis"] = "sqlite"
+    redis_address: str = "localhost:6379"
+    online_history_length: Positive = Field(1_000, description="newest events of each user kept in the online store")
+
+
+class SplitSettings(Settings):
+    """Global in time: train < t1 <= valid < t2 <= test. Leave-one-out (each user's last event) is there to reproduce papers."""
+
+    kind: Literal["temporal", "leave_one_out"] = "temporal"
+    valid_share: Share = Field(0.1, description="share of the log's rows, newest but one")
+    test_share: Share = Field(0.1, description="share of the log's rows, newest")

@@ -1,0 +1,46 @@
+"""Settings of what judges models: evaluation, selection, the offline A/B test."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from longtrail.config.base import Positive, PositiveFloat, Settings, Share
+
+
+class EvaluationSettings(Settings):
+    k: tuple[Positive, ...] = (10, 50)
+    max_targets_per_user: Positive | None = Field(None, description="retrieval: first next-items of each user in the split; null is all")
+    confidence: Share = 0.95
+    replicates: Positive = Field(1_000, description="bootstrap replicates, resampled by user")
+    latency_requests: Positive = Field(100, description="requests that are timed, one by one")
+    latency_candidates: Positive = Field(200, description="candidates a request ranks, and items a request retrieves")
+    threads: Positive = Field(2, description="CPU threads")
+
+
+class StageSelection(Settings):
+    """The champion of a stage: the best metric on the validation split among models within the budgets on latency and size."""
+
+    metric: str
+    max_latency_ms: PositiveFloat = Field(description="p99 of one request, model alone")
+    max_bytes: PositiveFloat
+
+
+class SelectionSettings(Settings):
+    retrieval: StageSelection = StageSelection(metric="ndcg@10", max_latency_ms=100, max_bytes=1e9)
+    ranking: StageSelection = StageSelection(metric="auc", max_latency_ms=100, max_bytes=1e9)
+    incumbent: str = Field("popularity", description="the ranker in service: the A/B test asks whether the champion beats it")
+
+
+class ABTestSettings(Settings):
+    """Offline A/B test. The bandit conversion is used where the log has no propensities."""
+
+    source: Literal["auto", "log", "bandit"] = Field("auto", description="auto: the log where it has propensities, else the bandit conversion")
+    temperature: PositiveFloat = Field(0.5, description="softmax temperature of both policies over a request's standardised scores")
+    logger_temperature: PositiveFloat = Field(1.0, description="bandit conversion: temperature of the logging policy, which ranks as the incumbent")
+    max_candidates: Positive = Field(20, description="bandit conversion: a request is this many consecutive items of a user's test period")
+    rounds: Positive = Field(20, description="bandit conversion: independent draws of the logger for each request")
+    confidence: Share = 0.95
+    replicates: Positive = 2_000
+    min_effective_sample: PositiveFloat = Field(100, description="below it the verdict is 'not enough data'")
+    max_weight_share: Share = Field(0.1, description="one user's share of all weight above which the verdict is 'not enough data'")
+    seed: int = 0

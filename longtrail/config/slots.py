@@ -1,0 +1,50 @@
+"""Settings of the parts that models are composed of: the table of items and the attention over a history."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from longtrail.config.base import Positive, Settings
+
+
+class DenseItemsSettings(Settings):
+    """One vector an item."""
+
+    kind: Literal["dense"] = "dense"
+
+
+class RecJPQItemsSettings(Settings):
+    """RecJPQ (Petrov & Macdonald, WSDM 2024): an item is `splits` codes, a vector the concatenation of their sub-vectors."""
+
+    kind: Literal["recjpq"] = "recjpq"
+    splits: Positive = Field(8, description="codes of an item; must divide the width")
+    codes: Annotated[int, Field(ge=2, le=256)] = Field(256, description="codes to choose from in each split: one byte")
+    assignment: Literal["svd", "bpr", "random"] = Field(
+        "svd", description="where codes come from: who had to do with what in the training period, or chance"
+    )
+    binary: bool = Field(False, description="svd: True counts a repeated interaction once (the paper's figure), False each time (its code)")
+
+
+class FullAttentionSettings(Settings):
+    """Every event looks at every earlier one."""
+
+    kind: Literal["full"] = "full"
+
+
+class BlossomSettings(Settings):
+    """BlossomRec (Ma et al., WWW 2026): the blocks that matter (long-term) and power-of-two distances (short-term), mixed by a learned gate."""
+
+    kind: Literal["blossom"] = "blossom"
+    kv_heads: Positive = Field(1, description="key/value heads; must divide the query heads")
+    window: Positive = Field(8, description="w: newest keys that the short-term path always sees")
+    block: Positive = Field(16, description="l': keys of a selected block; a multiple of the stride")
+    compression: Positive = Field(32, description="l: keys that one compressed block summarises")
+    stride: Positive = Field(16, description="s: keys between two compressed blocks")
+    selected: Positive = Field(4, description="k: blocks each query and key/value head selects")
+    selector: Literal["frozen", "straight_through", "compressed"] = Field(
+        "frozen", description="frozen: the released code, whose selector gets no gradient; straight_through and compressed train it"
+    )
+
+
+ItemsSettings = Annotated[DenseItemsSettings | RecJPQItemsSettings, Field(discriminator="kind")]
+AttentionSettings = Annotated[FullAttentionSettings | BlossomSettings, Field(discriminator="kind")]

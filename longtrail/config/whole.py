@@ -1,0 +1,138 @@
+"""params.yaml as one strict typed object: an unknown key or a bad value is an error that names it."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+from pydantic import ValidationError as PydanticError
+
+from longtrail.config.base import Count, Positive, PositiveFloat, Settings
+from longtrail.config.data import Dataset, FeatureSettings, IngestSettings, MovieLensDataset, SplitSettings, ValidationSettings
+from longtrail.config.judging import ABTestSettings, EvaluationSettings, SelectionSettings
+from longtrail.config.ranking_models import DINSettings, PopularityRankerSettings, RankerModel, SAMSettings
+from longtrail.config.retrieval_models import PopularityRetrieverSettings, RetrieverModel, SASRecSettings
+from longtrail.errors import ConfigError
+
+Model = Annotated[RetrieverModel | RankerModel, Field(discriminator="stage")]
+
+
+class TrainingSettings(Settings):
+    """How all models are trained; what differs by model stands with the model."""
+
+    seed: int = 0
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Positive = 1
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 elsewhere")
+    gradient_clip: PositiveFloat = 1.0
+    threads: Positive = Field(2, description="CPU threads")
+    validation_targets_per_user: Positive | None = Field(
+        20, description="retrieval: first next-items of each user that early stopping looks at; null is all. The step `evaluate` has its own setting"
+    )
+
+
+class ServingSettings(Settings):
+    retrieve: Positive = Field(200, description="candidates that /recommend takes from the retriever")
+    max_candidates: Positive = 1_000
+    max_k: Positive = 200
+    max_events: Positive = 1_000
+    max_body_bytes: Positive = Field(1_048_576, description="a larger request is refused with 413")
+    explore_temperature: Annotated[float, Field(ge=0)] = Field(0.1, description="Plackett-Luce temperature; 0 always shows the best list")
+    threads: Positive = Field(1, description="CPU threads of the models for one request")
+    port: Annotated[int, Field(gt=0, lt=65536)] = 3000
+
+
+class PipelineSettings(Settings):
+    models: tuple[str, ...] = Field(
+        ("popular_items", "sasrec", "popularity", "click_rate", "din", "sam"), description="the models of `models` that this run trains and compares"
+    )
+
+
+class ClusterSettings(Settings):
+    """How the compiled Kubeflow pipeline runs its steps."""
+
+    image: str = Field("longtrail:latest", description="the container image every step runs in")
+    parallelism: Positive = Field(2, description="models trained at the same time")
+    gpus: Count = Field(0, description="GPUs that each training step asks for")
+    gpu_type: str = "nvidia.com/gpu"
+    cpu: str = "2"
+    memory: str = "8G"
+    retries: Count = Field(2, description="times a step is tried again, after a back-off, when its pod fails")
+
+
+def _default_models() -> dict[str, "Model"]:
+    return {
+        "popular_items": PopularityRetrieverSettings(),
+        "sasrec": SASRecSettings(),
+        "popularity": PopularityRankerSettings(),
+        "click_rate": PopularityRankerSettings(by="click_rate"),
+        "din": DINSettings(),
+        "sam": SAMSettings(),
+    }
+
+
+class Config(Settings):
+    """The whole of params.yaml. Every section has a default, so that a file may hold only what differs."""
+
+    dataset: Dataset = MovieLensDataset()
+    ingest: IngestSettings = IngestSettings()
+    validation: ValidationSettings = ValidationSettings()
+    features: FeatureSettings = FeatureSettings()
+    split: SplitSettings = SplitSettings()
+    models: dict[str, Model] = Field(default_factory=_default_models)
+    pipeline: PipelineSettings = PipelineSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    selection: SelectionSettings = SelectionSettings()
+    ab_test: ABTestSettings = ABTestSettings()
+    serving: ServingSettings = ServingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Config":
+        known = ", ".join(self.models)
+        for name in self.pipeline.models:
+            if name not in self.models:
+                raise ValueError(f"pipeline.models names {name!r}; models has {known}")
+        for stage in ("retrieval", "ranking"):
+            if not any(self.models[name].stage == stage for name in self.pipeline.models):
+                raise ValueError(f"pipeline.models has no {stage} model; each stage needs one")
+        incumbent = self.selection.incumbent
+        if incumbent not in self.pipeline.models or self.models[incumbent].stage != "ranking":
+            raise ValueError(f"selection.incumbent is {incumbent!r}; expected one of the ranking models of pipeline.models")
+        if not any(self.models[name].stage == "ranking" and name != incumbent for name in self.pipeline.models):
+            raise ValueError(f"pipeline.models has no ranking model beside the incumbent {incumbent!r}; expected one to challenge it")
+        return self
+
+
+def parse_config(values: Any, *, name: str = "params.yaml") -> Config:
+    """Raises ConfigError that lists every bad key of `values` by its dotted path."""
+    try:
+        return Config.model_validate(values)
+    except PydanticError as error:
+        lines = [f"{name}: {_dotted(e['loc']) or 'top level'}: {_plain(e)}" for e in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def load_config(path: Path) -> Config:
+    """Read params.yaml. Raises ConfigError naming the file and every bad key."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected a params.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    return parse_config(values, name=str(path))
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _plain(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    if error["type"] == "missing":
+        return "missing"
+    return f"{error['msg']}, got {error['input']!r}" if error["type"] != "value_error" else str(error["ctx"]["error"])
