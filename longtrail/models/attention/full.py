@@ -1,27 +1,38 @@
-"""Causal self-attention over the whole history. B users, L history, D width, H heads."""
+"""Self-attention over the whole history. B users, L history, D width, H heads."""
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from longtrail.models.masks import padding_mask
+
 
 class FullAttention(nn.Module):
-    """Multi-head causal attention through torch's scaled-dot-product kernels.
+    """Multi-head attention through torch's scaled-dot-product kernels: O(L²·D) time, memory linear in L.
 
-    The mask is `is_causal`, never an L×L tensor. Histories are right-padded, so a real place never looks at padding and no padding mask is needed;
-    what stands in padded places is undefined. There is no dropout on the attention weights (our choice): torch's CPU flash kernel has none,
-    and the fallback would build the L×L weights.
+    Causal: place t looks at places 0..t. The mask is `is_causal`, never an L×L tensor; histories are right-padded, so a real place never looks at
+    padding. Bidirectional: every place looks at every real one; the mask is [B, 1, 1, L]. What stands in padded places is undefined, but finite; a
+    history without a single event mixes nothing and reads zeros. There is no dropout on the attention weights (our choice): torch's CPU flash
+    kernel has none, and the fallback would build the L×L weights.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool = True) -> None:
+        """Raises ValueError where `heads` does not divide `width`."""
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not divisible by heads {heads}")
         self.heads = heads
+        self.causal = causal
         self.inputs = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
+        """[B, L, D] of x [B, L, D] and the real places of each row, 0..L."""
         B, L, D = x_BLD.shape
         query, key, value = self.inputs(x_BLD).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        mixed_BHLd = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        if self.causal:
+            mixed_BHLd = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:
+            empty_B111 = (lengths_B == 0).view(B, 1, 1, 1)  # their rows look at everything, and are then set to zero: never a softmax over nothing
+            keys_B11L = padding_mask(lengths_B, L).view(B, 1, 1, L) | empty_B111
+            mixed_BHLd = functional.scaled_dot_product_attention(query, key, value, attn_mask=keys_B11L).masked_fill(empty_B111, 0)
         return self.output(mixed_BHLd.transpose(1, 2).reshape(B, L, D))
