@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from longtrail.config.base import Count, Positive, PositiveFloat, Rate, Settings
-from longtrail.config.slots import DenseItemsSettings, ItemsSettings
+from longtrail.config.slots import WithItems
 
 
 class PopularityRankerSettings(Settings):
@@ -16,7 +16,7 @@ class PopularityRankerSettings(Settings):
     by: Literal["clicks", "click_rate"] = "clicks"
 
 
-class RankerSettings(Settings):
+class RankerSettings(WithItems):
     """What every trained ranker shares."""
 
     stage: Literal["ranking"] = "ranking"
@@ -29,7 +29,6 @@ class RankerSettings(Settings):
     batch_size: Positive = Field(256, description="requests per step")
     max_epochs: Positive = 8
     patience: Positive = Field(2, description="epochs without a better validation metric before training stops")
-    items: ItemsSettings = DenseItemsSettings()
     item_start: Literal["cooccurrence", "random"] = Field(
         "cooccurrence", description="item vectors start from an SVD of who had to do with what in the training period, or at random"
     )

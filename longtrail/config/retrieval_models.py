@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from longtrail.config.base import Positive, PositiveFloat, Rate, Settings, Share
-from longtrail.config.slots import AttentionSettings, DenseItemsSettings, FullAttentionSettings, ItemsSettings
+from longtrail.config.slots import AttentionSettings, FullAttentionSettings, WithItems
 
 
 class PopularityRetrieverSettings(Settings):
@@ -15,12 +15,11 @@ class PopularityRetrieverSettings(Settings):
     kind: Literal["popularity"] = "popularity"
 
 
-class SASRecSettings(Settings):
+class SASRecSettings(WithItems):
     """Self-attentive sequential recommendation (Kang & McAuley, ICDM 2018)."""
 
     stage: Literal["retrieval"] = "retrieval"
     kind: Literal["sasrec"] = "sasrec"
-    items: ItemsSettings = DenseItemsSettings()
     attention: AttentionSettings = FullAttentionSettings()
     width: Positive = 64
     blocks: Positive = 2

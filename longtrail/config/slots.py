@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longtrail.config.base import Positive, Settings
 
@@ -23,6 +23,22 @@ class RecJPQItemsSettings(Settings):
         "svd", description="where codes come from: who had to do with what in the training period, or chance"
     )
     binary: bool = Field(False, description="svd: True counts a repeated interaction once (the paper's figure), False each time (its code)")
+
+
+ItemsSettings = Annotated[DenseItemsSettings | RecJPQItemsSettings, Field(discriminator="kind")]
+
+
+class WithItems(Settings):
+    """What every model with an item slot has: `items`, and a width that its splits divide."""
+
+    items: ItemsSettings = DenseItemsSettings()
+    width: Positive = 64
+
+    @model_validator(mode="after")
+    def _splits_divide_width(self) -> "WithItems":
+        if isinstance(self.items, RecJPQItemsSettings) and self.width % self.items.splits:
+            raise ValueError(f"width is {self.width}, items.splits is {self.items.splits}; expected a width that the splits divide")
+        return self
 
 
 class FullAttentionSettings(Settings):
@@ -46,5 +62,4 @@ class BlossomSettings(Settings):
     )
 
 
-ItemsSettings = Annotated[DenseItemsSettings | RecJPQItemsSettings, Field(discriminator="kind")]
 AttentionSettings = Annotated[FullAttentionSettings | BlossomSettings, Field(discriminator="kind")]

@@ -58,6 +58,26 @@ class Sizes:
 
 
 @runtime_checkable
+class ItemEmbedding(Protocol):
+    """One vector an item, however it is stored: the item slot of every trained model, `.items` of an encoder and `.embedding.items` of a ranker."""
+
+    items: int  # N
+    width: int  # D
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """int64 [...] → [..., D]; 0 (padding) and ids above N (unknown) read zeros."""
+        ...
+
+    def vectors(self) -> Tensor:
+        """[N + 1, D]; row 0 is zeros. A whole catalogue of vectors: where a few are enough, ask `embed` for those."""
+        ...
+
+    def start(self, vectors_ND: Tensor, *, std: float) -> None:
+        """Begin as near as may be to the vectors [N + 1, D], scaled as a whole to a standard deviation of `std`."""
+        ...
+
+
+@runtime_checkable
 class Ranker(Protocol):
     """Scores a whole candidate set against one history, without tiling the history."""
 

@@ -9,28 +9,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from longtrail.config import DenseItemsSettings, ItemsSettings
 from longtrail.models.contracts import Candidates, History, Sizes
 from longtrail.models.items.dense import DenseItems, known
+from longtrail.models.items.factory import make_items
 from longtrail.models.masks import padding_mask
+
+DENSE = DenseItemsSettings()
 
 
 class BehaviourEmbedding(nn.Module):
     """Keys [B, L, D] and queries [B, C, D]; zeros in padded places, whatever ids stand there."""
 
-    def __init__(self, sizes: Sizes, width: int, *, std: float = 0.1) -> None:
+    def __init__(self, sizes: Sizes, width: int, *, items: ItemsSettings = DENSE, std: float = 0.1) -> None:
         super().__init__()
         self.width = 2 * width
-        self.items = DenseItems(sizes.items, width, std=std)
+        self.items = make_items(items, sizes.items, width, std=std)
         self.categories = DenseItems(sizes.categories, width, std=std)
         self.actions = nn.Parameter(torch.randn(sizes.actions + 1, 2 * width) * std)
         with torch.no_grad():
             self.actions[0] = 0
 
-    @torch.no_grad()
     def start_items(self, vectors: Tensor, *, std: float = 0.3) -> None:
         """Item vectors start as `vectors` [N + 1, W], scaled as a whole to a standard deviation three times the other tables' (our choice)."""
-        self.items.table.copy_(vectors * (std / vectors[1:].std().clamp(min=1e-12)))
-        self.items.table[0] = 0
+        self.items.start(vectors, std=std)
 
     def keys(self, history: History, mask_BL: Tensor) -> Tensor:
         """[B, L, D]: item ‖ category, plus the action."""

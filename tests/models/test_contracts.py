@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from longtrail.config import DINSettings, PopularityRankerSettings, PopularityRetrieverSettings, SAMSettings, SASRecSettings
+from longtrail.config import DINSettings, PopularityRankerSettings, PopularityRetrieverSettings, RecJPQItemsSettings, SAMSettings, SASRecSettings
 from longtrail.models.contracts import Ranker, Retriever
 from longtrail.models.masks import padding_mask
 from longtrail.models.registry import MODELS, build_model
 from tests.contracts import rankers, retrievers, saving
 from tests.contracts.batches import SIZES, make_history, make_request
 
+RECJPQ: dict[str, Any] = {"items": RecJPQItemsSettings(splits=2, codes=16)}
 SMALL: dict[str, Any] = {"width": 4, "hidden": (12, 8), "max_history": 12}
 RANKERS = {
     "din linear": DINSettings(**SMALL, attention_hidden=(6,)),
@@ -25,10 +26,13 @@ RANKERS = {
     "sam one pass, short compression": SAMSettings(**{**SMALL, "max_history": 4}, passes=1, compression=8),
     "sam released": SAMSettings(**SMALL, feedback=False, compression=0, read_scale="sqrt"),
     "sam mean": SAMSettings(**SMALL, read_scale="mean", attention_init="log_length"),
+    "din recjpq": DINSettings(**SMALL, **RECJPQ, attention_hidden=(6,)),
+    "sam recjpq": SAMSettings(**SMALL, **RECJPQ, attention_hidden=5, compression=3),
 }
 RETRIEVERS = {
     "sasrec": SASRecSettings(width=8, blocks=2, heads=2, max_history=20),
     "sasrec one head": SASRecSettings(width=8, blocks=1, heads=1, max_history=17, dropout=0.0),
+    "sasrec recjpq": SASRecSettings(width=8, blocks=2, heads=2, max_history=20, **RECJPQ),
 }
 COUNTED = {
     "clicks": PopularityRankerSettings(by="clicks"),

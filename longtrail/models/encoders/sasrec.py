@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from longtrail.config import SASRecSettings
 from longtrail.models.attention.factory import knows_order, make_attention
 from longtrail.models.contracts import History, Sizes
-from longtrail.models.items.dense import DenseItems
+from longtrail.models.items.factory import make_items
 from longtrail.models.masks import padding_mask
 
 
@@ -43,7 +43,7 @@ class SASRec(nn.Module):
     def __init__(self, settings: SASRecSettings, sizes: Sizes) -> None:
         super().__init__()
         self.settings = settings
-        self.items = DenseItems(sizes.items, settings.width, std=0.02)
+        self.items = make_items(settings.items, sizes.items, settings.width, std=0.02)
         self.positions = None if knows_order(settings.attention) else nn.Parameter(torch.randn(settings.max_history, settings.width) * 0.02)
         self.start = nn.Parameter(torch.zeros(settings.width))
         self.dropout = nn.Dropout(settings.dropout)

@@ -27,6 +27,12 @@ class DenseItems(nn.Module):
         """[N + 1, D]: row i is item i. Give row 0 no gradient: use `vectors()[1:]` in a loss."""
         return self.table
 
+    @torch.no_grad()
+    def start(self, vectors_ND: Tensor, *, std: float) -> None:
+        """Begin at the item vectors [N + 1, D], scaled as a whole to a standard deviation of `std`."""
+        self.table.copy_(vectors_ND * (std / vectors_ND[1:].std().clamp(min=1e-12)))
+        self.table[0] = 0
+
 
 def known(ids: Tensor, size: int) -> Tensor:
     """`ids` with those above `size`, which the vocabulary did not hold at training, replaced by 0."""

@@ -69,7 +69,7 @@ class DIN(nn.Module):
     def __init__(self, settings: DINSettings, sizes: Sizes) -> None:
         super().__init__()
         self.settings = settings
-        self.embedding = BehaviourEmbedding(sizes, settings.width)
+        self.embedding = BehaviourEmbedding(sizes, settings.width, items=settings.items)
         width = self.embedding.width
         self.attention = TargetAttention(width, settings.attention_hidden, settings.attention_weights)
         self.head = Head(3 * width, settings.hidden, settings.dropout)

@@ -88,7 +88,7 @@ class SAM(nn.Module):
     def __init__(self, settings: SAMSettings, sizes: Sizes) -> None:
         super().__init__()
         self.settings = settings
-        self.embedding = BehaviourEmbedding(sizes, settings.width)
+        self.embedding = BehaviourEmbedding(sizes, settings.width, items=settings.items)
         width = self.embedding.width
         self.passes = nn.ModuleList(AttentionPass(settings, width) for _ in range(settings.passes))
         self.cell = MemoryCell(width)

@@ -1,0 +1,22 @@
+"""From settings to the item slot of a model."""
+
+from torch import nn
+
+from longtrail.config import ItemsSettings, RecJPQItemsSettings
+from longtrail.models.items.dense import DenseItems
+from longtrail.models.items.recjpq import RecJPQItems
+
+
+def make_items(settings: ItemsSettings, items: int, width: int, *, std: float) -> DenseItems | RecJPQItems:
+    """The ItemEmbedding of `settings` for ids 1..`items`, with fresh weights of spread `std` from torch's global generator.
+
+    Raises ValueError where `width` is not divisible by the splits.
+    """
+    if isinstance(settings, RecJPQItemsSettings):
+        return RecJPQItems(items, width, splits=settings.splits, codes=settings.codes, std=std)
+    return DenseItems(items, width, std=std)
+
+
+def item_slots(module: nn.Module) -> list[RecJPQItems]:
+    """The RecJPQ layers of a model, wherever they stand in it: usually one, or none."""
+    return [part for part in module.modules() if isinstance(part, RecJPQItems)]
