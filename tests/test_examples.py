@@ -225,6 +225,37 @@ def test_every_training_event_is_a_target_once(
     assert batches.targets == int(np.maximum(chosen.train_lengths - 1, 0).sum())
 
 
+@pytest.mark.parametrize(("max_history", "overlap"), [(1, 0), (5, 2), (500, 0)])
+@pytest.mark.parametrize("share", [0.0, 0.6, 0.97])
+def test_since_an_instant_only_newer_events_are_targets(
+    features: FeatureSet, histories: dict[int, list[dict]], max_history: int, overlap: int, share: float
+) -> None:
+    past = {user: events[: features.train_lengths[user]] for user, events in histories.items()}
+    since = int(np.quantile([micro(event["timestamp"]) for events in past.values() for event in events], share))
+    wanted, met = [], []
+    for user, events in past.items():
+        old = sum(micro(event["timestamp"]) < since for event in events)
+        wanted += [(user, event["item_id"]) for event in events[old:]] if len(events) > max(old, 1) else []
+    for batch in SequenceBatches(features, max_history=max_history, batch_size=6, seed=0, overlap=overlap, since=since):
+        for b, user in enumerate(batch.users_B.tolist()):
+            n = int(batch.lengths_B[b])
+            window = batch.history.items_BL[b, :n].tolist()
+            events = [event["item_id"] for event in past[user]]
+            assert any(events[s : s + n] == window for s in range(len(events)))
+            met += [(user, item) for item in [*batch.targets_BL[b].tolist(), int(batch.first_targets_B[b])] if item]
+    assert sorted(met) == sorted(wanted)
+
+
+def test_since_an_instant_only_newer_requests_are_kept(features: FeatureSet) -> None:
+    every = RankingBatches(features, "train", max_history=5, batch_size=8)
+    since = int(np.median(every.times_R))
+    newer = RankingBatches(features, "train", max_history=5, batch_size=8, since=since)
+    assert newer.requests == int((every.times_R >= since).sum()) < every.requests
+    assert np.array_equal(newer.times_R, every.times_R[every.times_R >= since])
+    with pytest.raises(HistoryError, match="at or after"):
+        RankingBatches(features, "train", max_history=5, batch_size=8, since=int(every.times_R.max()) + 1)
+
+
 def test_sequence_order(features: FeatureSet) -> None:
     def order(seed: int, epoch: int) -> list[torch.Tensor]:
         batches = SequenceBatches(features, max_history=8, batch_size=16, seed=seed)

@@ -49,15 +49,27 @@ class RankingBatches:
 
     A request is the rows that share request_id, user and timestamp. History and user statistics belong to that instant.
     With `seed` None the order is fixed; else it is a pure function of (seed, epoch): call `set_epoch` before each epoch. `batches[i]` makes
-    the i-th batch of the epoch alone, so that an epoch can be entered in its middle. Raises HistoryError where the split has no rows.
+    the i-th batch of the epoch alone, so that an epoch can be entered in its middle. `since` (UTC µs) leaves out older requests; rows are then
+    counted from the first one kept. Raises HistoryError where the split has no rows.
     """
 
     def __init__(
-        self, features: FeatureSet, split: str, *, max_history: int, batch_size: int, seed: int | None = None, max_candidates: int = 16_384
+        self,
+        features: FeatureSet,
+        split: str,
+        *,
+        max_history: int,
+        batch_size: int,
+        seed: int | None = None,
+        max_candidates: int = 16_384,
+        since: int | None = None,
     ) -> None:
         table = features.examples(split)
+        of = "" if since is None else f" at or after {since} µs"
+        if since is not None:
+            table = table.filter(pa.array(column(table, "timestamp") >= since))
         if table.num_rows == 0:
-            raise HistoryError(f"{features.folder / 'examples' / split}.parquet: no rows; expected impressions, which ranking learns from")
+            raise HistoryError(f"{features.folder / 'examples' / split}.parquet: no rows{of}; expected impressions, which ranking learns from")
         self.features, self.split, self.max_history, self.seed, self.epoch = features, split, max_history, seed, 0
         self.starts_R1 = _request_starts(table)  # request r is the rows starts_R1[r]:starts_R1[r + 1]
         self._items_E, self._clicks_E = column(table, "item_id"), table["click"].to_numpy().astype(np.float32)

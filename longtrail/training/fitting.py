@@ -52,13 +52,15 @@ def train(
     checkpoints: Path | None = None,
     ranking_metric: str = "auc",
     report: Report | None = None,
+    since: int | None = None,
 ) -> Trained:
     """Train the model that `settings` describe.
 
-    `data` identifies the features (the hash of features.json). With `checkpoints`, an interrupted training of the same name, settings and
-    data is resumed from there, and on a CPU ends with bit-equal weights. `report` is called with each row of the curve, those of an earlier
-    run included. Popularity is fitted from the catalogue's counts of the training period. Raises HistoryError where the features have nothing
-    to learn from, ConfigError where a GPU is asked for and absent, DivergedError where the loss stops being a number.
+    `data` identifies the features (the hash of features.json). With `checkpoints`, an interrupted training of the same name, settings and data
+    is resumed from there, and on a CPU ends with bit-equal weights. `report` is called with each row of the curve, those of an earlier run
+    included. With `since` (UTC µs) only what happened from then on is learnt from. Popularity is fitted from the catalogue's counts of the
+    training period. Raises HistoryError where the features have nothing to learn from, ConfigError where a GPU is asked for and absent,
+    DivergedError where the loss stops being a number.
     """
     metric = RETRIEVAL_METRIC
     if settings.stage == "ranking":
@@ -74,9 +76,10 @@ def train(
             "training": training.model_dump(mode="json"),
             "data": data,
             "metric": metric,
+            **({} if since is None else {"since": since}),
         }
         checkpoint = Checkpoint(checkpoints, name, fingerprint(name=name, **parts)) if checkpoints is not None else None
-        return _train_network(module, features, settings, training, metric=metric, checkpoint=checkpoint, report=report, name=name)
+        return _train_network(module, features, settings, training, metric=metric, checkpoint=checkpoint, report=report, name=name, since=since)
 
 
 def _train_network(
@@ -89,6 +92,7 @@ def _train_network(
     checkpoint: Checkpoint | None,
     report: Report | None,
     name: str,
+    since: int | None,
 ) -> Trained:
     found = checkpoint.load() if checkpoint is not None else None
     progress, weights, optimiser = found if found is not None else (Progress(), {}, {})
@@ -103,7 +107,7 @@ def _train_network(
             report(row)
     epochs = settings.max_epochs - progress.epochs
     if epochs > 0 and not progress.exhausted(settings.patience):
-        batches, valid = _training_batches(features, settings, training.seed), _validation_batches(features, settings, training)
+        batches, valid = _training_batches(features, settings, training.seed, since), _validation_batches(features, settings, training)
         batches.set_epoch(progress.epochs)
         keeper = EpochKeeper(
             progress, checkpoint, batches, metric=metric, patience=settings.patience, epochs=settings.max_epochs, seed=training.seed, report=report
@@ -161,10 +165,10 @@ def _learner(module: nn.Module, features: FeatureSet, settings: Any) -> Learner:
     return RetrieverLearner(module, settings, exclude)
 
 
-def _training_batches(features: FeatureSet, settings: Any, seed: int) -> Any:
+def _training_batches(features: FeatureSet, settings: Any, seed: int, since: int | None) -> Any:
     if settings.stage == "ranking":
-        return RankingBatches(features, "train", max_history=settings.max_history, batch_size=settings.batch_size, seed=seed)
-    return SequenceBatches(features, max_history=settings.max_history, batch_size=settings.batch_size, seed=seed)
+        return RankingBatches(features, "train", max_history=settings.max_history, batch_size=settings.batch_size, seed=seed, since=since)
+    return SequenceBatches(features, max_history=settings.max_history, batch_size=settings.batch_size, seed=seed, since=since)
 
 
 def _validation_batches(features: FeatureSet, settings: Any, training: TrainingSettings) -> Any:
