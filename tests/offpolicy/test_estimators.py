@@ -99,7 +99,6 @@ def test_impossible_propensities_are_refused_by_row(row, value, message):
         ({"positions": [2, 1, 2, 1, 2, 3, 1, 2, 1, 1, 1, 1]}, "row 2.*gap|row 0.*gap"),
         ({"users": [1, 1, 9, 2, 2, 2, 1, 1, 3, 3, 4, 4]}, "row 2.*user differs"),
         ({"rewards": [1, 0, 1, 1, 0, 1, 0, 1, 1, 0, np.nan, 0]}, "row 10.*reward"),
-        ({"kind": Propensity.MARGINAL}, "marginal.*several items"),
         ({"kind": Propensity.NONE}, "no propensities"),
         ({"users": [1]}, "shape"),
     ],
@@ -115,6 +114,15 @@ def test_marginal_propensities_are_right_for_one_item_requests_at_any_position()
     np.testing.assert_allclose(policy.weights_N, WEIGHTS[8:])
     with pytest.raises(EvaluationError, match="no reward model"):
         DoublyRobust().terms(slates, policy)
+
+
+def test_marginal_propensities_of_lists_are_refused_by_products_unless_places_are_independent():
+    slates = dozen(kind=Propensity.MARGINAL)
+    policy = EvaluatedPolicy.build("p", slates, [row[5] for row in ROWS], expected=[row[7] for row in ROWS])
+    for estimator in ESTIMATORS.values():
+        with pytest.raises(EvaluationError, match=r"policy p.*marginal.*several items"):
+            estimator.terms(slates, policy)
+    assert ESTIMATORS["ips"].terms(dozen(kind=Propensity.MARGINAL, independent_places=True), policy).value == pytest.approx(7.5 / 12)
 
 
 @pytest.mark.parametrize("value", [np.nan, -0.1, 1.1])
