@@ -5,18 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from longtrail.config import Model, PopularityRankerSettings, PopularityRetrieverSettings, RankerSettings, TrainingSettings
+from longtrail.config import Model, PopularityRankerSettings, PopularityRetrieverSettings, TrainingSettings
 from longtrail.examples import FeatureSet, RankingBatches, SequenceBatches, TargetBatch, TargetBatches, seen_items
 from longtrail.models.registry import build_model
 from longtrail.retrieval.index import Exclusion
 from longtrail.training.checkpoints import Checkpoint, Progress, Row, fingerprint
 from longtrail.training.learners import Learner, RankerLearner, RetrieverLearner
 from longtrail.training.loop import EpochKeeper, Report, Share, accelerator_of, make_trainer, reproducible
-from longtrail.training.starts import cooccurrence_vectors
+from longtrail.training.starts import start
 
 RANKING_METRICS = ("auc", "gauc")  # those a ranker can be stopped by: larger is better
 RETRIEVAL_METRIC = "ndcg@10"
@@ -69,8 +68,6 @@ def train(
         module = build_model(settings, features.sizes)
         if isinstance(settings, PopularityRankerSettings | PopularityRetrieverSettings):
             return _fit_popularity(module, features, settings, training, metric=metric, report=report)
-        if isinstance(settings, RankerSettings) and settings.item_start == "cooccurrence":
-            module.embedding.start_items(torch.from_numpy(cooccurrence_vectors(features, settings.width, seed=training.seed)))  # type: ignore[operator,union-attr]
         parts: dict[str, Any] = {
             "settings": settings.model_dump(mode="json"),
             "training": training.model_dump(mode="json"),
@@ -101,6 +98,8 @@ def _train_network(
         log.info("%s: resuming after epoch %d", name, progress.epochs)
         module.load_state_dict(weights)
         learner.optimiser_state = optimiser
+    else:
+        start(module, features, settings, seed=training.seed)
     resumed_from = progress.epochs
     if report is not None and is_main_process():
         for row in progress.curve:

@@ -1,15 +1,32 @@
-"""Where item vectors start: near those of the items that the same people had to do with.
+"""What a new model is given before its first step: RecJPQ codes, and item vectors near those of the items that the same people had to do with.
 
 A log of 100,000 rows is over-fitted in two epochs, too few for random item vectors to find out which items are alike: rankers that start there
 order a request's candidates no better than the items' click rates do (docs/training.md). Our choice, not the papers'.
 """
 
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 
+from longtrail.config import RankerSettings, RecJPQItemsSettings
 from longtrail.examples import FeatureSet
+from longtrail.models.items.factory import item_slots
+from longtrail.training.codes import assign_codes
+from longtrail.training.interactions import interaction_matrix
+
+
+def start(module: Any, features: FeatureSet, settings: Any, *, seed: int) -> None:
+    """Codes and start vectors, as `settings` say, from the training period alone. Not for a training that is resumed: its weights hold both."""
+    items = getattr(settings, "items", None)
+    if isinstance(items, RecJPQItemsSettings):
+        assigned = assign_codes(features, items, seed=seed)
+        for slot in item_slots(module):
+            slot.set_codes(torch.from_numpy(assigned.codes_NM), torch.from_numpy(assigned.levels_Mb))
+    if isinstance(settings, RankerSettings) and settings.item_start == "cooccurrence":
+        module.embedding.start_items(torch.from_numpy(cooccurrence_vectors(features, settings.width, seed=seed)))
 
 
 def cooccurrence_vectors(features: FeatureSet, width: int, *, seed: int) -> NDArray[np.float32]:
@@ -18,12 +35,8 @@ def cooccurrence_vectors(features: FeatureSet, width: int, *, seed: int) -> NDAr
     Who had to do with what, not what they thought of it: clicks are labels, and vectors that hold them would be over-fitted from the first step.
     Columns past the matrix's rank are drawn from a normal distribution of the same spread.
     """
-    lengths_U = features.train_lengths[1:]
-    items_E = features.history.flat(np.arange(1, features.users + 1), lengths_U).items
-    shape = (features.users, features.sizes.items + 1)
-    matrix_UN = csr_matrix((np.ones(len(items_E)), items_E, np.concatenate([[0], np.cumsum(lengths_U)])), shape=shape)
-    matrix_UN.sum_duplicates()
-    matrix_UN.data[:] = 1.0
+    matrix_UN = interaction_matrix(features, binary=True)
+    shape = matrix_UN.shape
     rank = min(width, *(size - 1 for size in shape), matrix_UN.nnz)
     vectors_NW = np.random.default_rng(seed).normal(size=(shape[1], width))
     if rank > 0:

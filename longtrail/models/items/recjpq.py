@@ -20,9 +20,11 @@ from longtrail.models.items.dense import known
 
 
 class RecJPQItems(nn.Module):
-    """Item vectors from codes: an ItemEmbedding. Buffer `codes` uint8 [N + 1, M], parameter `centroids` float32 [M, b, D / M].
+    """Item vectors from codes: an ItemEmbedding.
 
-    A new layer has random codes (the paper's RecJPQ-Random) from torch's global generator; `set_codes` gives it others.
+    Buffers `codes` uint8 [N + 1, M] and `levels` float32 [M, b] (the component value a code stands for: later items are coded by it; zeros: by
+    chance), parameter `centroids` float32 [M, b, D / M]. A new layer has random codes (the paper's RecJPQ-Random) from torch's global generator;
+    `set_codes` gives it others.
     """
 
     def __init__(self, items: int, width: int, *, splits: int, codes: int = 256, std: float = 0.02) -> None:
@@ -37,6 +39,8 @@ class RecJPQItems(nn.Module):
         drawn_NM = torch.randint(codes, (items + 1, splits), dtype=torch.uint8)
         drawn_NM[0] = 0
         self.register_buffer("codes", drawn_NM)
+        self.levels: Tensor
+        self.register_buffer("levels", torch.zeros(splits, codes))
         self.centroids = nn.Parameter(torch.randn(splits, codes, width // splits) * std)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -50,14 +54,20 @@ class RecJPQItems(nn.Module):
         return w_ND.masked_fill((torch.arange(len(w_ND), device=w_ND.device) == 0).unsqueeze(-1), 0)
 
     @torch.no_grad()
-    def set_codes(self, codes_NM: Tensor) -> None:
-        """Codes [N + 1, M] of any integer type, in 0..b - 1; row 0 is padding's and is not read. Raises ValueError where they do not fit."""
-        if codes_NM.shape != self.codes.shape:
-            raise ValueError(f"codes have shape {list(codes_NM.shape)}; expected {list(self.codes.shape)}")
+    def set_codes(self, codes_NM: Tensor, levels_Mb: Tensor | None = None) -> None:
+        """Codes [N' + 1, M] of any integer type, in 0..b - 1, for the N items or more; row 0 is padding's and is not read.
+
+        With more than N items the catalogue has grown: `items` is then N'. Raises ValueError where codes do not fit.
+        """
+        if codes_NM.ndim != 2 or len(codes_NM) <= self.items or codes_NM.shape[1] != self.codes.shape[1]:
+            raise ValueError(f"codes have shape {list(codes_NM.shape)}; expected {list(self.codes.shape)}, or more rows")
         if len(codes_NM) > 1 and not 0 <= int(codes_NM[1:].min()) <= int(codes_NM[1:].max()) < self.centroids.shape[1]:
             raise ValueError(f"codes run from {int(codes_NM[1:].min())} to {int(codes_NM[1:].max())}; expected 0 to {self.centroids.shape[1] - 1}")
-        self.codes.copy_(codes_NM)
+        self.codes = codes_NM.to(self.codes, copy=True)
         self.codes[0] = 0
+        self.items = len(codes_NM) - 1
+        if levels_Mb is not None:
+            self.levels.copy_(levels_Mb)
 
     @torch.no_grad()
     def start(self, vectors_ND: Tensor, *, std: float) -> None:
