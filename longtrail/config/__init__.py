@@ -17,25 +17,37 @@ from longtrail.config.data import (
     WorldDataset,
 )
 from longtrail.config.judging import ABTestSettings, EvaluationSettings, SelectionSettings, StageSelection
-from longtrail.config.ranking_models import DINSettings, PopularityRankerSettings, RankerModel, RankerSettings, SAMSettings
-from longtrail.config.retrieval_models import PopularityRetrieverSettings, RetrieverModel, SASRecSettings
+from longtrail.config.ranking_models import DINSettings, IFASettings, PopularityRankerSettings, RankerModel, RankerSettings, SAMSettings
+from longtrail.config.retrieval_models import (
+    BERT4RecSettings,
+    EncoderSettings,
+    GRU4RecSettings,
+    PopularityRetrieverSettings,
+    RetrieverModel,
+    SASRecSettings,
+    TransformerSettings,
+)
 from longtrail.config.slots import AttentionSettings, BlossomSettings, DenseItemsSettings, FullAttentionSettings, ItemsSettings, RecJPQItemsSettings
 from longtrail.config.whole import ClusterSettings, Config, Model, PipelineSettings, ServingSettings, TrainingSettings, load_config, parse_config
 
 __all__ = [
     "ABTestSettings",
     "AttentionSettings",
+    "BERT4RecSettings",
     "BlossomSettings",
     "ClusterSettings",
     "Config",
     "DINSettings",
     "Dataset",
     "DenseItemsSettings",
+    "EncoderSettings",
     "EvaluationSettings",
     "EventColumns",
     "EventLogDataset",
     "FeatureSettings",
     "FullAttentionSettings",
+    "GRU4RecSettings",
+    "IFASettings",
     "IngestSettings",
     "ItemsSettings",
     "Model",
@@ -56,6 +68,7 @@ __all__ = [
     "SplitSettings",
     "StageSelection",
     "TrainingSettings",
+    "TransformerSettings",
     "ValidationSettings",
     "WorldDataset",
     "load_config",

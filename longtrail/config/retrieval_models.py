@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longtrail.config.base import Positive, PositiveFloat, Rate, Settings, Share
 from longtrail.config.slots import AttentionSettings, FullAttentionSettings, WithItems
@@ -15,25 +15,58 @@ class PopularityRetrieverSettings(Settings):
     kind: Literal["popularity"] = "popularity"
 
 
-class SASRecSettings(WithItems):
-    """Self-attentive sequential recommendation (Kang & McAuley, ICDM 2018)."""
+class EncoderSettings(WithItems):
+    """What every trained encoder of histories shares."""
 
     stage: Literal["retrieval"] = "retrieval"
-    kind: Literal["sasrec"] = "sasrec"
-    attention: AttentionSettings = FullAttentionSettings()
-    width: Positive = 64
-    blocks: Positive = 2
-    heads: Positive = 2
     dropout: Rate = 0.2
     max_history: Positive = 200
-    loss: Literal["gbce", "softmax"] = "softmax"
-    negatives: Positive = Field(256, description="gBCE: sampled negatives per position")
-    gbce_t: Share = Field(0.75, description="gBCE: calibration, 0 is plain BCE, 1 fully calibrated")
+    loss: Literal["softmax", "sampled_softmax", "gbce", "bce", "lambdarank"] = Field(
+        "softmax", description="softmax: over the whole catalogue; bce: one negative; lambdarank: GRU4Rec's in the RecJPQ paper"
+    )
+    negatives: Positive = Field(256, description="gbce and sampled_softmax: sampled negatives per target")
+    gbce_t: Share = Field(0.75, description="gbce: calibration, 0 is plain BCE, 1 fully calibrated")
     learning_rate: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    batch_size: Positive = Field(128, description="users per step")
+    batch_size: Positive = Field(128, description="windows per step")
     max_epochs: Positive = 40
     patience: Positive = Field(5, description="epochs without a better validation metric before training stops")
 
 
-RetrieverModel = Annotated[PopularityRetrieverSettings | SASRecSettings, Field(discriminator="kind")]
+class TransformerSettings(EncoderSettings):
+    """Encoders made of transformer blocks."""
+
+    attention: AttentionSettings = FullAttentionSettings()
+    blocks: Positive = 2
+    heads: Positive = 2
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "TransformerSettings":
+        if self.width % self.heads:
+            raise ValueError(f"width is {self.width}, heads is {self.heads}; expected a width that the heads divide")
+        return self
+
+
+class SASRecSettings(TransformerSettings):
+    """Self-attentive sequential recommendation (Kang & McAuley, ICDM 2018). With `loss: gbce` it is gSASRec (Petrov & Macdonald, RecSys 2023)."""
+
+    kind: Literal["sasrec"] = "sasrec"
+
+
+class BERT4RecSettings(TransformerSettings):
+    """Bidirectional encoder trained by filling in masked events (Sun et al., CIKM 2019)."""
+
+    kind: Literal["bert4rec"] = "bert4rec"
+    max_history: Annotated[int, Field(ge=2, description="events read and the mask after them")] = 200
+    mask_share: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="share of a window's events that are masked, at least one")
+    max_masked: Positive = Field(20, description="most events masked in a window")
+
+
+class GRU4RecSettings(EncoderSettings):
+    """Recurrent encoder (Hidasi et al., ICLR 2016)."""
+
+    kind: Literal["gru4rec"] = "gru4rec"
+    layers: Positive = 1
+
+
+RetrieverModel = Annotated[PopularityRetrieverSettings | SASRecSettings | BERT4RecSettings | GRU4RecSettings, Field(discriminator="kind")]

@@ -5,7 +5,7 @@ Histories are right-padded and stored oldest first; candidates are right-padded;
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -97,6 +97,14 @@ class Retriever(Protocol):
     def item_vectors(self) -> Tensor:
         """[N + 1, D]: row i is item i; row 0 (padding) is zeros."""
         ...
+
+
+class Pairs(NamedTuple):
+    """What a step of a retriever's training looks at: T states of users and the item that each must name, window by window in the windows' order."""
+
+    states_TD: Tensor  # [T, D]
+    targets_T: Tensor  # int64 [T], never 0
+    windows_T: Tensor  # int64 [T], row of the batch, ascending; within a window by place
 
 
 Json = dict[str, Any]

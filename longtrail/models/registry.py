@@ -6,18 +6,24 @@ from torch import nn
 
 from longtrail.errors import ModelError
 from longtrail.models.contracts import Sizes
+from longtrail.models.encoders.bert4rec import BERT4Rec
+from longtrail.models.encoders.gru4rec import GRU4Rec
 from longtrail.models.encoders.popularity import PopularityRetriever
 from longtrail.models.encoders.sasrec import SASRec
 from longtrail.models.rankers.din import DIN
+from longtrail.models.rankers.ifa import IFA
 from longtrail.models.rankers.popularity import PopularityRanker
 from longtrail.models.rankers.sam import SAM
 
 MODELS: dict[tuple[str, str], type[nn.Module]] = {
     ("retrieval", "popularity"): PopularityRetriever,
     ("retrieval", "sasrec"): SASRec,
+    ("retrieval", "bert4rec"): BERT4Rec,
+    ("retrieval", "gru4rec"): GRU4Rec,
     ("ranking", "popularity"): PopularityRanker,
     ("ranking", "din"): DIN,
     ("ranking", "sam"): SAM,
+    ("ranking", "ifa"): IFA,
 }
 
 

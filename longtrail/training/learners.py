@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from longtrail.config import RankerSettings, SASRecSettings
+from longtrail.config import EncoderSettings, RankerSettings
 from longtrail.errors import LongtrailError
 from longtrail.examples import RankingBatch, SequenceBatch, TargetBatch
-from longtrail.losses import gbce_loss, ranking_loss, softmax_loss
+from longtrail.losses import next_item_loss, ranking_loss
 from longtrail.metrics import auc, gauc, log_loss, retrieval_metrics
 from longtrail.models.masks import padding_mask
 from longtrail.retrieval.dense import DenseIndex
@@ -30,7 +30,7 @@ class DivergedError(LongtrailError):
 class Learner(lightning.LightningModule):
     """A model, its optimiser and its loss. `metrics` are those of the newest pass over the validation split."""
 
-    def __init__(self, model: nn.Module, settings: RankerSettings | SASRecSettings) -> None:
+    def __init__(self, model: nn.Module, settings: RankerSettings | EncoderSettings) -> None:
         super().__init__()
         self.model: Any = model
         self.settings = settings
@@ -94,7 +94,7 @@ class Learner(lightning.LightningModule):
 
 
 class RankerLearner(Learner):
-    """Binary cross-entropy of clicks over the real candidates of RankingBatches; judged by AUC, GAUC and log loss of the whole split."""
+    """Cross-entropy of clicks over the exposed candidates of RankingBatches, and `listwise` of the sets; judged by AUC, GAUC and log loss of the split."""
 
     settings: RankerSettings
 
@@ -102,8 +102,9 @@ class RankerLearner(Learner):
         return self.model(batch.history, batch.candidates, batch.context)
 
     def training_step(self, batch: RankingBatch, index: int) -> Tensor:
-        logits_BC = self.logits(batch)
-        return self.account(ranking_loss(logits_BC, batch.clicks_BC, batch.candidates.lengths_B), int(batch.candidates.lengths_B.sum()))
+        exposed_BC, lengths_B = batch.exposed_BC, batch.candidates.lengths_B
+        loss = ranking_loss(self.logits(batch), batch.clicks_BC, lengths_B, exposed_BC=exposed_BC, listwise=self.settings.listwise)
+        return self.account(loss, int(exposed_BC.sum()))
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -125,22 +126,15 @@ class RankerLearner(Learner):
 class RetrieverLearner(Learner):
     """Next item of SequenceBatches; judged by unsampled NDCG@10 and recall@10 of TargetBatches, items of the history excluded."""
 
-    settings: SASRecSettings
+    settings: EncoderSettings
 
-    def __init__(self, model: nn.Module, settings: SASRecSettings, exclude: Callable[[TargetBatch], Exclusion]) -> None:
+    def __init__(self, model: nn.Module, settings: EncoderSettings, exclude: Callable[[TargetBatch], Exclusion]) -> None:
         super().__init__(model, settings)
         self.exclude = exclude
 
     def training_step(self, batch: SequenceBatch, index: int) -> Tensor:
-        states_BLD = self.model.prefix_states(batch.history)  # row t has seen t events
-        targets_BL = torch.cat([batch.first_targets_B.unsqueeze(1), batch.targets_BL], dim=1)
-        real_BL = targets_BL > 0
-        states_TD, targets_T = states_BLD[real_BL], targets_BL[real_BL]
-        if self.settings.loss == "softmax":
-            loss = softmax_loss(states_TD, self.model.item_vectors(), targets_T)
-        else:
-            loss = gbce_loss(states_TD, self.model.item_vectors(), targets_T, negatives=self.settings.negatives, t=self.settings.gbce_t)
-        return self.account(loss, len(targets_T))
+        pairs = self.model.training_pairs(batch)
+        return self.account(next_item_loss(pairs, self.model.items, self.settings), len(pairs.targets_T))
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()

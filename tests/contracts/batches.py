@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longtrail.examples import SequenceBatch
 from longtrail.models.contracts import Candidates, Context, History, Sizes
 from longtrail.models.masks import padding_mask
 
@@ -51,6 +52,22 @@ def make_context(seed: int = 0, requests: int = len(HISTORY_LENGTHS)) -> Context
 
 def make_request(seed: int = 0) -> tuple[History, Candidates, Context]:
     return make_history(seed), make_candidates(seed), make_context(seed)
+
+
+def make_windows(seed: int = 0, lengths: tuple[int, ...] = (1, 5, 9, 4), context: tuple[int, ...] = (0, 0, 3, 4)) -> SequenceBatch:
+    """Training windows of these numbers of inputs; the events of window b before place `context[b]` are no targets."""
+    events = make_history(seed, tuple(n + 1 for n in lengths))
+    lengths_B, context_B = torch.tensor(lengths), torch.tensor(context)
+    places_L = torch.arange(max(lengths))
+    real_BL = padding_mask(lengths_B, max(lengths))
+    inputs = {name: getattr(events, name)[:, :-1].masked_fill(~real_BL, 0) for name in ("items_BL", "categories_BL", "actions_BL", "times_BL")}
+    return SequenceBatch(
+        history=History(**inputs, lengths_B=lengths_B),
+        targets_BL=events.items_BL[:, 1:].masked_fill(~(real_BL & (places_L + 1 >= context_B.unsqueeze(1))), 0),
+        first_targets_B=events.items_BL[:, 0].masked_fill(context_B > 0, 0),
+        lengths_B=lengths_B,
+        users_B=torch.arange(1, len(lengths) + 1),
+    )
 
 
 def with_garbage(batch: Any, mask: Tensor) -> Any:

@@ -5,8 +5,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from longtrail.config import EncoderSettings
+from longtrail.losses import next_item_loss
+from longtrail.models.contracts import Pairs
 from longtrail.models.masks import padding_mask
-from tests.contracts.batches import SIZES, make_history, rows, with_garbage, with_padding
+from tests.contracts.batches import SIZES, make_history, make_windows, rows, with_garbage, with_padding
 
 EXACT = {"rtol": 0.0, "atol": 1e-11}
 
@@ -62,6 +65,85 @@ UNTRAINED = (
 )
 
 
+def pairs_of(model: nn.Module, windows: object, seed: int = 0) -> Pairs:
+    """Cloze models draw their places from torch's global generator."""
+    torch.manual_seed(seed)
+    return model.training_pairs(windows)
+
+
+def assert_pairs_are_of_the_windows(model: nn.Module) -> None:
+    """One state a target, window by window; targets are targets of their window; nothing that is only context is asked for."""
+    windows = make_windows()
+    allowed = [{int(i) for i in [first, *targets] if i} for first, targets in zip(windows.first_targets_B, windows.targets_BL, strict=True)]
+    for seed in range(20):
+        states_TD, targets_T, windows_T = pairs_of(model.eval(), windows, seed)
+        assert len(states_TD) == len(targets_T) == len(windows_T)
+        assert torch.isfinite(states_TD).all()
+        assert targets_T.min() > 0
+        assert windows_T.tolist() == sorted(windows_T.tolist())
+        assert {*windows_T.tolist()} == {b for b, items in enumerate(allowed) if items}
+        assert all(target in allowed[window] for target, window in zip(targets_T.tolist(), windows_T.tolist(), strict=True))
+
+
+def assert_padding_content_changes_no_training(model: nn.Module) -> None:
+    """In training mode, dropout and all: the same states, bit for bit."""
+    windows = make_windows()
+    garbage = replace(windows, history=with_garbage(windows.history, padding_mask(windows.lengths_B, windows.history.items_BL.shape[1])))
+    for clean, dirty in zip(pairs_of(model.train(), windows), pairs_of(model, garbage), strict=True):
+        assert torch.equal(clean, dirty)
+
+
+def assert_gradients_reach_every_parameter(model: nn.Module) -> None:
+    """From the scores of training pairs and of an empty history; finite, and zero for the padding row."""
+    model = model.double().train()
+    users_BD = torch.cat([pairs_of(model, make_windows()).states_TD, model.user_vectors(make_history())])
+    scores_BN = users_BD @ model.item_vectors()[1:].T
+    (scores_BN * torch.randn(scores_BN.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, f"{name} has a zero gradient"
+        if name.endswith("table"):
+            assert not parameter.grad[0].any(), f"{name}: the padding row learns"
+
+
+def assert_every_loss_trains(model: nn.Module) -> None:
+    """A few steps of each loss bring a batch's targets up in the order of the catalogue: the pieces are wired with the right sign."""
+    windows, start = make_windows(), {name: value.clone() for name, value in model.state_dict().items()}
+    for loss in ("softmax", "sampled_softmax", "gbce", "bce", "lambdarank"):
+        settings = EncoderSettings(loss=loss, negatives=8)
+        model.load_state_dict(start)
+        optimiser = torch.optim.Adam(model.train().parameters(), lr=0.03)
+        before = _mean_rank(model, windows)
+        for step in range(40):
+            optimiser.zero_grad()
+            next_item_loss(pairs_of(model, windows, step), model.items, settings).backward()
+            optimiser.step()
+        after = _mean_rank(model, windows)
+        assert after < 0.8 * before, (loss, before, after)
+
+
+@torch.no_grad()
+def _mean_rank(model: nn.Module, windows: object) -> float:
+    """Of the targets of ten draws; from 0."""
+    model.eval()
+    ranks = []
+    for seed in range(10):
+        states_TD, targets_T, _ = pairs_of(model, windows, 100 + seed)
+        scores_TN = states_TD @ model.item_vectors()[1:].T
+        ranks.append((scores_TN > scores_TN.gather(1, targets_T[:, None] - 1)).sum(1))
+    model.train()
+    return float(torch.cat(ranks).float().mean())
+
+
+ENCODERS = (
+    assert_pairs_are_of_the_windows,
+    assert_padding_content_changes_no_training,
+    assert_gradients_reach_every_parameter,
+    assert_every_loss_trains,
+)
+
+
 def assert_the_future_changes_nothing(model: nn.Module) -> None:
     """Sequence encoders: `states` at t are bit-equal whatever stands after t."""
     history = make_history(2, (9, 9, 9))
@@ -86,4 +168,49 @@ def assert_prefixes_have_their_own_vectors(model: nn.Module) -> None:
                 torch.testing.assert_close(states_BLD[:, t - 1], user_BD, **EXACT)
 
 
-SEQUENTIAL = (assert_the_future_changes_nothing, assert_prefixes_have_their_own_vectors)
+def assert_every_target_is_asked_for(model: nn.Module) -> None:
+    """Causal encoders: the pairs are all targets of a batch, each with the user vector of the events before it."""
+    windows, model = make_windows(), model.double().eval()
+    with torch.no_grad():
+        states_TD, targets_T, windows_T = model.training_pairs(windows)
+        wanted = []
+        for b, row in enumerate(torch.cat([windows.first_targets_B[:, None], windows.targets_BL], dim=1).tolist()):
+            for t, target in enumerate(row):
+                if target:
+                    before = replace(rows(windows.history, slice(b, b + 1)), lengths_B=torch.tensor([t]))
+                    wanted.append((b, target, model.user_vectors(before)[0]))
+    assert [(b, target) for b, target, _ in wanted] == list(zip(windows_T.tolist(), targets_T.tolist(), strict=True))
+    torch.testing.assert_close(states_TD, torch.stack([state for *_, state in wanted]), **EXACT)
+
+
+CAUSAL = (assert_the_future_changes_nothing, assert_prefixes_have_their_own_vectors, assert_every_target_is_asked_for)
+
+
+def assert_masked_events_do_not_show(model: nn.Module) -> None:
+    """Cloze encoders: whatever stands in a masked place, every state is bit-equal; and what stands in another place matters."""
+    history, masked_BL = make_history(2, (9, 9, 9)), torch.zeros(3, 9, dtype=torch.bool)
+    masked_BL[:, [2, 8]] = True
+    other_BL = history.items_BL % SIZES.items + 1
+    with torch.no_grad():
+        states_BLD = model.eval().states(history.items_BL, history.lengths_B, masked_BL)
+        hidden_BL = torch.where(masked_BL, other_BL, history.items_BL)
+        assert torch.equal(model.states(hidden_BL, history.lengths_B, masked_BL), states_BLD)
+        for place in (0, 7):
+            shown_BL = history.items_BL.clone()
+            shown_BL[:, place] = other_BL[:, place]
+            changed = (model.states(shown_BL, history.lengths_B, masked_BL) - states_BLD).abs().amax((1, 2))
+            assert (changed > 1e-6).all()
+
+
+def assert_training_and_serving_ask_alike(model: nn.Module) -> None:
+    """Cloze encoders: the user vector is the state of a mask that stands for the next event, whatever that event is."""
+    windows, model = make_windows(), model.double().eval()
+    history = windows.history
+    items_BL = nn.functional.pad(history.items_BL, (0, 1)).scatter(1, history.lengths_B[:, None], 7)
+    masked_BL = torch.arange(items_BL.shape[1]) == history.lengths_B[:, None]
+    with torch.no_grad():
+        states_BLD = model.states(items_BL, history.lengths_B + 1, masked_BL)
+        torch.testing.assert_close(states_BLD[masked_BL], model.user_vectors(history), **EXACT)
+
+
+CLOZE = (assert_masked_events_do_not_show, assert_training_and_serving_ask_alike)

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from longtrail.config import DINSettings, PopularityRankerSettings, PopularityRetrieverSettings, RecJPQItemsSettings, SAMSettings, SASRecSettings
+from longtrail.config import (
+    BERT4RecSettings,
+    DINSettings,
+    GRU4RecSettings,
+    PopularityRankerSettings,
+    PopularityRetrieverSettings,
+    RecJPQItemsSettings,
+    SAMSettings,
+    SASRecSettings,
+)
 from longtrail.models.contracts import Ranker, Retriever
 from longtrail.models.masks import padding_mask
 from longtrail.models.registry import MODELS, build_model
@@ -33,6 +42,10 @@ RETRIEVERS = {
     "sasrec": SASRecSettings(width=8, blocks=2, heads=2, max_history=20),
     "sasrec one head": SASRecSettings(width=8, blocks=1, heads=1, max_history=17, dropout=0.0),
     "sasrec recjpq": SASRecSettings(width=8, blocks=2, heads=2, max_history=20, **RECJPQ),
+    "bert4rec": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20),
+    "bert4rec recjpq": BERT4RecSettings(width=8, blocks=1, heads=1, max_history=20, max_masked=2, mask_share=1.0, **RECJPQ),
+    "gru4rec": GRU4RecSettings(width=8),
+    "gru4rec recjpq": GRU4RecSettings(width=8, layers=2, **RECJPQ),
 }
 COUNTED = {
     "clicks": PopularityRankerSettings(by="clicks"),
@@ -72,8 +85,20 @@ def test_counted_ranker(settings: Any, check: Callable[..., None]) -> None:
 
 
 @names(RETRIEVERS)
-@checks(retrievers.UNTRAINED + retrievers.SEQUENTIAL)
+@checks(retrievers.UNTRAINED + retrievers.ENCODERS)
 def test_trained_retriever(settings: Any, check: Callable[..., None]) -> None:
+    check(built(settings))
+
+
+@names({name: settings for name, settings in RETRIEVERS.items() if settings.kind != "bert4rec"})
+@checks(retrievers.CAUSAL)
+def test_causal_encoder(settings: Any, check: Callable[..., None]) -> None:
+    check(built(settings))
+
+
+@names({name: settings for name, settings in RETRIEVERS.items() if settings.kind == "bert4rec"})
+@checks(retrievers.CLOZE)
+def test_cloze_encoder(settings: Any, check: Callable[..., None]) -> None:
     check(built(settings))
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from longtrail.config import SASRecSettings
 from longtrail.models.attention.full import FullAttention
 from longtrail.models.contracts import History, Sizes
-from longtrail.models.encoders.sasrec import SASRec, newest
+from longtrail.models.encoders.causal import newest
+from longtrail.models.encoders.sasrec import SASRec
 from tests.contracts.batches import SIZES, make_history
 from tests.models.test_sam import Largest
 

@@ -1,0 +1,23 @@
+"""The block that SASRec and BERT4Rec are made of. B users, L history, D width."""
+
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """x + attention(LN x), then x + FFN(LN x): the standard pre-norm block (our choice for both; BERT4Rec's paper norms after the sum).
+
+    `attention(x_BLD, lengths_B) -> [B, L, D]` is a filled attention slot; `feed_width` units of `activation` are the FFN's.
+    """
+
+    def __init__(self, width: int, attention: nn.Module, *, feed_width: int, activation: nn.Module, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = attention
+        self.feed_norm = nn.LayerNorm(width)
+        self.feed = nn.Sequential(nn.Linear(width, feed_width), activation, nn.Dropout(dropout), nn.Linear(feed_width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
+        """What stands in padded places is undefined."""
+        x_BLD = x_BLD + self.dropout(self.attention(self.attention_norm(x_BLD), lengths_B))
+        return x_BLD + self.dropout(self.feed(self.feed_norm(x_BLD)))
