@@ -125,6 +125,8 @@ IMPRESSIONS = Table(
 )
 
 PROPENSITY_METADATA = "propensity"  # key in the Parquet metadata of an impressions file
+PROPENSITY_SOURCE_METADATA = "propensity_source"  # "estimated" where nobody logged them; absent or anything else: logged
+ESTIMATED = "estimated"
 
 
 class Propensity(Enum):

@@ -26,6 +26,7 @@ _MORE: tuple[Estimator, ...] = (
 NAIVE = Naive()
 EVERY: dict[str, Estimator] = {**ESTIMATORS, **{estimator.name: estimator for estimator in _MORE}}
 """Every estimator of a policy by name (the naive one knows no policy)."""
+PLAIN = ("ips", "snips", "dm", "dr")  # their columns are their numerators "n" and denominators "d" before `finish` already
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def user_columns(slates: LoggedSlates, a: EvaluatedPolicy, b: EvaluatedPolicy, *
             continue
         for side, policy in (("a", a), ("b", b)):
             columns |= {f"{name}/{side}/{column}": values for column, values in EVERY[name].columns(slates, policy).items()}
+            if name in PLAIN:
+                columns.setdefault(f"{name}/{side}/d", columns["naive/d"])
     return columns
 
 

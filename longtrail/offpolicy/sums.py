@@ -15,7 +15,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 MAX_CLUSTERS = 4096  # our choice: more users are put into this many groups by a hash; groups of independent users are independent too
-EXACT_USERS = 65_536  # our choice: sums are kept by user up to here, and by group beyond
+EXACT_USERS = 16_384  # our choice: sums are kept by user up to here, and by group beyond
 
 
 @dataclass(frozen=True)
