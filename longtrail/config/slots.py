@@ -1,6 +1,6 @@
 """Settings of the parts that models are composed of: the table of items and the attention over a history."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -60,6 +60,14 @@ class BlossomSettings(Settings):
     selector: Literal["frozen", "straight_through", "compressed"] = Field(
         "frozen", description="frozen: the released code, whose selector gets no gradient; straight_through and compressed train it"
     )
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.block % self.stride:
+            raise ValueError(f"block {self.block} must be a multiple of stride {self.stride}")
+        if self.compression < self.stride:
+            raise ValueError(f"compression {self.compression} must be at least stride {self.stride}: keys between windows would be in none")
+        return self
 
 
 AttentionSettings = Annotated[FullAttentionSettings | BlossomSettings, Field(discriminator="kind")]

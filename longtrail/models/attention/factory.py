@@ -5,7 +5,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from longtrail.config.slots import AttentionSettings, FullAttentionSettings
-from longtrail.errors import ModelError
+from longtrail.models.attention.blossom import BlossomAttention
 from longtrail.models.attention.full import FullAttention
 
 
@@ -21,7 +21,7 @@ def make_attention(settings: AttentionSettings, width: int, heads: int, *, causa
     """A SelfAttention with fresh weights. Raises ValueError where the head counts do not divide the width."""
     if isinstance(settings, FullAttentionSettings):
         return FullAttention(width, heads, causal=causal)
-    raise ModelError(f"no attention of kind {settings.kind!r}")
+    return BlossomAttention(settings, width, heads, causal=causal)
 
 
 def knows_order(settings: AttentionSettings) -> bool:

@@ -1,0 +1,120 @@
+"""BlossomRec attention (Ma et al., WWW 2026, arXiv 2512.13368): the blocks that matter, long-term, and power-of-two distances, short-term.
+
+B users, L history, D width, H query heads, G key/value heads, M = H / G heads a key/value head, d = D / H, N = B·G rows, n blocks, K chosen blocks.
+
+    q, k, v = x W_q, x W_k, x W_v      q and k rotated (rope.py)
+    long:   c_i = W2 relu(W1 vec(keys of window i + P) + b1) + b2      score of block i = mean over a group's heads of q · c_i / √d
+            softmax(q k^T / √d) v over the best K blocks that end before the query, and its own block up to it
+    short:  softmax(q k^T / √d) v over the distances 0 … window - 1 and the powers of two
+    gate:   [g_long, g_short] = sigmoid(x W_g + b_g) for each head      result = W_o [g_long · long + g_short · short]
+
+The released code's: the equations, its causal visibility, its threshold on a block's share. Neither path makes an L×L tensor; the scores of
+blocks are L × L/block, made in chunks. `selector`: in the released code scores only pick blocks, so W1, b1, W2, b2 and P get no gradient and stay as
+they were drawn ("frozen"). "straight_through" is the switch that it leaves off: keys of a chosen block are multiplied by 1 + p - stop(p).
+"compressed" is ours, after NSA: a third gated path that attends to the c_i, with the mean of each block's values and a slot "nothing".
+
+Ours too: gates start at ½ (the release's effective start), a bias in W_o (its block has a second linear layer there), and the bidirectional form,
+of which no code was released: every real block but the own one can be chosen, the own block is fully visible, distances count to both sides, padding
+is masked everywhere. Histories are filled up with padding to whole blocks, so short ones need no special case.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from longtrail.config.slots import BlossomSettings
+from longtrail.models.attention.block_sparse import block_sparse_attention
+from longtrail.models.attention.compressed import block_means, compressed_attention
+from longtrail.models.attention.rope import rotate
+from longtrail.models.attention.selection import best_blocks
+from longtrail.models.attention.short_term import distances, shifted_attention
+from longtrail.models.masks import padding_mask
+
+
+class BlockKeys(nn.Module):
+    """Compresses overlapping windows of keys into one key a block. Weights are shared by blocks and key/value heads; P is each head's own."""
+
+    def __init__(self, settings: BlossomSettings, d: int) -> None:
+        super().__init__()
+        self.settings = settings
+        inputs = settings.compression * d
+        self.places = nn.Parameter(torch.zeros(settings.kv_heads, settings.compression, d))
+        self.network = nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, d))
+
+    def forward(self, k_BGLd: Tensor, real_BL: Tensor | None) -> Tensor:
+        """[B, G, n, d]: the window of block c ends at its last place and begins before it, with zeros before place 0.
+
+        Where a block is longer than the stride it gets the mean of its (real) windows: the mean of scores is the score of the mean.
+        """
+        if real_BL is not None:
+            k_BGLd = k_BGLd.masked_fill(~real_BL.view(len(real_BL), 1, -1, 1), 0)
+        length, stride, each = self.settings.compression, self.settings.stride, self.settings.block // self.settings.stride
+        windows = functional.pad(k_BGLd, (0, 0, length - stride, 0)).unfold(2, length, stride).transpose(3, 4)
+        keys = self.network((windows + self.places.unsqueeze(1)).flatten(3)).unflatten(2, (-1, each))
+        if each == 1 or real_BL is None:
+            return keys.mean(3)
+        real = real_BL[:, ::stride].view(len(real_BL), 1, -1, each, 1)
+        return keys.masked_fill(~real, 0).sum(3) / real.sum(3).clamp(min=1)
+
+
+class BlossomAttention(nn.Module):
+    """A SelfAttention. Time L·(window + log L + (K + 1)·block)·D, plus L·L/block·D/M² for the scores of blocks; memory linear in L."""
+
+    def __init__(self, settings: BlossomSettings, width: int, heads: int, *, causal: bool = True) -> None:
+        """Raises ValueError where `heads` does not divide `width` into even parts, or `kv_heads` not `heads`."""
+        super().__init__()
+        if width % heads or (width // heads) % 2:
+            raise ValueError(f"width {width} divided by heads {heads} is not an even number: positions rotate pairs")
+        if heads % settings.kv_heads:
+            raise ValueError(f"heads {heads} is not divisible by kv_heads {settings.kv_heads}")
+        self.settings, self.causal, self.heads, self.d = settings, causal, heads, width // heads
+        self.paths = 3 if settings.selector == "compressed" else 2
+        self.inputs = nn.Linear(width, width + 2 * settings.kv_heads * self.d, bias=False)
+        self.block_keys = BlockKeys(settings, self.d).requires_grad_(settings.selector != "frozen")
+        self.gate = nn.Linear(width, self.paths * heads)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
+        """[B, L, D]."""
+        B, L, D = x_BLD.shape
+        filled_BLD = functional.pad(x_BLD, (0, 0, 0, -L % self.settings.block))
+        projected, gates = self.inputs(filled_BLD), self.gate(filled_BLD).sigmoid()
+        with torch.autocast(x_BLD.device.type, enabled=False):  # the paths sum many small shares: never in half precision
+            wide = torch.promote_types(projected.dtype, torch.float32)
+            q_BGLMd, k_BGLd, v_BGLd = self._heads(projected.to(wide))
+            paths = self._paths(q_BGLMd, k_BGLd, v_BGLd, None if self.causal else lengths_B)
+            gates_BGLMP = gates.to(wide).view(B, -1, *q_BGLMd.shape[1:4:2], self.paths).transpose(1, 2)
+            mixed_BGLMd = sum(gate.unsqueeze(-1) * path.view(q_BGLMd.shape) for gate, path in zip(gates_BGLMP.unbind(-1), paths, strict=True))
+        return self.output(mixed_BGLMd.transpose(1, 2).reshape(B, -1, D)[:, :L])
+
+    def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, G, L, M, d], k and v [B, G, L, d]; q and k rotated."""
+        G = self.settings.kv_heads
+        heads = projected.unflatten(2, (-1, self.d))
+        rotated = rotate(heads[:, :, : self.heads + G])
+        q, k, v = rotated[:, :, : self.heads].unflatten(2, (G, -1)), rotated[:, :, self.heads :], heads[:, :, self.heads + G :]
+        return q.transpose(1, 2).contiguous(), k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+
+    def _paths(self, q_BGLMd: Tensor, k_BGLd: Tensor, v_BGLd: Tensor, lengths_B: Tensor | None) -> list[Tensor]:
+        """Results [N, L, M, d] of the long, the short and, where there is one, the compressed path. `lengths`: bidirectional alone."""
+        (_, G, L, _, _), settings = q_BGLMd.shape, self.settings
+        real_BL = None if lengths_B is None else padding_mask(lengths_B, L)
+        real_NL = None if real_BL is None else real_BL.repeat_interleave(G, dim=0)
+        real_Nn = None if real_NL is None else real_NL[:, :: settings.block]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and settings.selector != "frozen"):
+            keys_Nnd = self.block_keys(k_BGLd, real_BL).flatten(0, 1)
+        q, k, v = q_BGLMd.flatten(0, 1), k_BGLd.flatten(0, 1), v_BGLd.flatten(0, 1)
+        trained = settings.selector == "straight_through"
+        group_q, keys = (x if trained else x.detach() for x in (q.mean(2), keys_Nnd))
+        chosen_NLK, shares_NLK = best_blocks(group_q, keys, settings.selected, settings.block, real_Nn)
+        factor = 1 + shares_NLK - shares_NLK.detach() if trained else None
+        long = block_sparse_attention(q, k, v, chosen_NLK, block=settings.block, factor_NLK=factor, real_NL=real_NL)
+        if real_NL is not None:
+            long = long.masked_fill(~real_NL[:, :1, None, None], 0)  # an empty history reads zeros
+        reach = distances(L, settings.window)
+        short = shifted_attention(q, k, v, reach if self.causal else sorted({s * d for d in reach for s in (1, -1)}), real_NL)
+        if settings.selector != "compressed":
+            return [long, short]
+        return [long, short, compressed_attention(q, keys_Nnd, block_means(v, settings.block, real_NL), real_Nn)]
