@@ -75,11 +75,15 @@ def user_columns(slates: LoggedSlates, a: EvaluatedPolicy, b: EvaluatedPolicy, *
 
 
 def finish(sums: UserSums) -> Finished:
-    """From raw sums to one numerator and one denominator an estimator and side; parameters are chosen, sums of ratios are linearised."""
+    """From raw sums to one numerator and one denominator an estimator and side; parameters are chosen, sums of ratios are linearised.
+
+    Columns that are no estimator's are left out.
+    """
     raw: dict[tuple[str, str], dict[str, Floats]] = {}
     for column in sums.columns:
-        if column.count("/") == 2:
-            name, side, part = column.split("/")
+        name, _, rest = column.partition("/")
+        if name in EVERY:
+            side, part = rest.split("/")
             raw.setdefault((name, side), {})[part] = sums[column]
     done: dict[str, Floats] = {name: sums[name] for name in ("naive/n", "naive/d")}
     tuned: dict[str, dict[str, float]] = {}

@@ -1,4 +1,4 @@
-"""From candidate scores to the estimators' input: what two Plackett-Luce policies would have done on logged lists.
+"""From candidate scores to the estimators' input: what policies made of rankers would have done on logged lists.
 
 R requests, C candidates (right-padded), K places, F features of a candidate.
 """
@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from longtrail.offpolicy.policies import conditional_probabilities
+from longtrail.offpolicy.policies import PlackettLuce, Policy, marginal_probabilities
+from longtrail.offpolicy.pseudo_inverse import MAX_LISTS, lists_of, pseudo_inverse_weights
 from longtrail.offpolicy.reward import CrossFittedReward
 from longtrail.offpolicy.slates import EvaluatedPolicy, LoggedSlates
 from longtrail.schema import Propensity
@@ -18,6 +19,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _BLOCK = 1 << 22  # entries of an [R, K, C] array held at a time (32 MB)
+DRAWS = 8  # our choice: lists drawn from a policy for what it would put at each place, whatever the log shows above
+MARGINAL_DRAWS = 64  # our choice: the same where marginal propensities make these draws the weights themselves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,7 @@ class LoggedLists:
     propensities_RK: Floats
     features_RCF: Floats  # of each candidate, for the reward model
     kind: Propensity = Propensity.CONDITIONAL
+    logger_RC: Floats | None = None  # the logger's scores, divided by its temperature, where it is a known Plackett-Luce policy
 
     @property
     def real(self) -> NDArray[np.bool_]:
@@ -39,8 +43,11 @@ class LoggedLists:
         return self.shown_RK >= 0
 
 
-def evaluate_policies(lists: LoggedLists, scores: dict[str, Floats], *, seed: int = 0) -> tuple[LoggedSlates, dict[str, EvaluatedPolicy]]:
-    """Slates and policies for the estimators. `scores` maps a policy's name to its scores [R, C], already divided by its temperature.
+def evaluate_policies(
+    lists: LoggedLists, scores: dict[str, Floats], *, seed: int = 0, policy: Policy | None = None
+) -> tuple[LoggedSlates, dict[str, EvaluatedPolicy]]:
+    """Slates and policies for the estimators. `scores` maps a policy's name to its scores [R, C]; `policy` says how lists come from them
+    (None: Plackett-Luce over scores that are divided by their temperature already).
 
     The reward model sees a candidate's features and the logarithm of its position.
     """
@@ -58,21 +65,45 @@ def evaluate_policies(lists: LoggedLists, scores: dict[str, Floats], *, seed: in
     features = np.concatenate([lists.features_RCF[requests, lists.shown_RK[real]], np.log(positions)[:, None]], axis=1)
     model = CrossFittedReward.fit(features, lists.rewards_RK[real], lists.users_R[requests], seed=seed)
     slates = slates.with_predictions(model.predict(features, lists.users_R[requests]))
-    return slates, {name: _policy(name, lists, values, model, slates) for name, values in scores.items()}
+    chosen = policy or PlackettLuce()
+    return slates, {name: _policy(name, lists, values, model, slates, chosen, seed) for name, values in scores.items()}
 
 
-def _policy(name: str, lists: LoggedLists, scores_RC: Floats, model: CrossFittedReward, slates: LoggedSlates) -> EvaluatedPolicy:
+def _policy(
+    name: str, lists: LoggedLists, scores_RC: Floats, model: CrossFittedReward, slates: LoggedSlates, policy: Policy, seed: int
+) -> EvaluatedPolicy:
     requests, places = lists.shown_RK.shape
-    probability, expected = np.ones((requests, places)), np.zeros((requests, places))
+    probability, expected, direct = np.ones((requests, places)), np.zeros((requests, places)), np.zeros((requests, places))
+    marginal = lists.kind is Propensity.MARGINAL and slates.lists
+    rng = np.random.default_rng(seed)
     step = max(1, _BLOCK // max(1, places * scores_RC.shape[1]))
     for start in range(0, requests, step):
         block = slice(start, start + step)
-        shown = lists.shown_RK[block]
-        pi_RKC = conditional_probabilities(scores_RC[block], lists.lengths_R[block], shown)
+        shown, scores, lengths = lists.shown_RK[block], scores_RC[block], lists.lengths_R[block]
+        rewards_RKC = _rewards(model, lists, block)
+        pi_RKC = policy.probabilities(scores, lengths, shown)
+        expected[block] = (pi_RKC * rewards_RKC).sum(axis=2)
+        direct[block] = expected[block]
+        if places > 1:
+            draws = MARGINAL_DRAWS if marginal else DRAWS
+            freely_RKC = marginal_probabilities(policy, scores, lengths, places, draws=draws, rng=rng)
+            direct[block] = (freely_RKC * rewards_RKC).sum(axis=2)
+            pi_RKC = freely_RKC if marginal else pi_RKC
         probability[block] = np.take_along_axis(pi_RKC, np.maximum(shown, 0)[:, :, None], axis=2)[:, :, 0]
-        expected[block] = (pi_RKC * _rewards(model, lists, block)).sum(axis=2)
     real = lists.real
-    return EvaluatedPolicy.build(name, slates, probability[real], expected=expected[real])
+    weights = _list_weights(lists, scores_RC, policy)
+    return EvaluatedPolicy.build(name, slates, probability[real], expected=expected[real], direct=direct[real], list_weights=weights)
+
+
+def _list_weights(lists: LoggedLists, scores_RC: Floats, policy: Policy) -> Floats | None:
+    """[N] pseudo-inverse weights, where the logger is known, all lists are as long, and candidate sets as large and small enough to go through."""
+    _, places = lists.shown_RK.shape
+    candidates = int(lists.lengths_R[0])
+    alike = bool((lists.lengths_R == candidates).all()) and bool(lists.real.all())
+    if lists.logger_RC is None or places < 2 or not alike or lists_of(candidates, places) > MAX_LISTS:
+        return None
+    weights_R = pseudo_inverse_weights(PlackettLuce(), lists.logger_RC[:, :candidates], policy, scores_RC[:, :candidates], lists.shown_RK)
+    return np.repeat(weights_R, places)
 
 
 def _rewards(model: CrossFittedReward, lists: LoggedLists, block: slice) -> Floats:

@@ -3,7 +3,12 @@
 R requests, C candidates (right-padded; `lengths_R` says how many), K places of a list.
 A list under Plackett-Luce (Plackett 1975) is drawn place by place: P(c at k | items above) = exp(s_c) / Σ over candidates not yet placed of exp(s).
 "Scores" are already divided by the temperature. Only the *conditional* probability has a closed form; the marginal one is a sum over orderings.
+
+A `Policy` makes any ranker's scores one: Plackett-Luce, epsilon-greedy, or deterministic.
 """
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +88,96 @@ def conditional_probabilities(scores_RC: Floats, lengths_R: Ints, shown_RK: Ints
         above = places < later
         out[rows[above], later, shown_RK[rows[above], places[above]]] = 0.0
     return np.where((shown_RK >= 0)[:, :, None], out, 0.0)
+
+
+class Policy(Protocol):
+    """How lists are drawn from a ranker's scores."""
+
+    def probabilities(self, scores_RC: Floats, lengths_R: Ints, shown_RK: Ints) -> Floats:
+        """[R, K, C] P(candidate c at place k | the items shown above k); zeros where the list has ended."""
+
+    def draw(self, scores_RC: Floats, lengths_R: Ints, places: int, rng: np.random.Generator) -> tuple[Ints, Floats]:
+        """One list a request: columns [R, K], -1 where candidates ran out, and conditional propensities [R, K], 1 there."""
+
+    @property
+    def warning(self) -> str | None:
+        """What someone who logs with this policy, or judges it from another's log, must know; None where there is nothing."""
+
+
+@dataclass(frozen=True)
+class PlackettLuce:
+    """Softmax without replacement. Scores are divided by `temperature`."""
+
+    temperature: float = 1.0
+    warning: None = None
+
+    def probabilities(self, scores_RC: Floats, lengths_R: Ints, shown_RK: Ints) -> Floats:
+        return conditional_probabilities(scores_RC / self.temperature, lengths_R, shown_RK)
+
+    def draw(self, scores_RC: Floats, lengths_R: Ints, places: int, rng: np.random.Generator) -> tuple[Ints, Floats]:
+        return sample_plackett_luce(scores_RC / self.temperature, lengths_R, places, rng)
+
+
+@dataclass(frozen=True)
+class EpsilonGreedy:
+    """At each place the best candidate left with probability 1 − epsilon, else any of those left alike (the best too). epsilon 0: deterministic.
+
+    Of equal scores the first candidate is the best.
+    """
+
+    epsilon: float
+
+    @property
+    def warning(self) -> str | None:
+        if self.epsilon > 0:
+            return None
+        return (
+            "A deterministic policy shows one list a request. Judged from another's log, only requests that show just that list count, so look at "
+            "the effective sample; as a logger it never shows anything else, so no other policy can be judged from its log."
+        )
+
+    def probabilities(self, scores_RC: Floats, lengths_R: Ints, shown_RK: Ints) -> Floats:
+        _log_propensities(scores_RC, lengths_R, shown_RK)  # refuses what is no candidate, or stands twice
+        left_RC, rows = _mask(scores_RC, lengths_R).copy(), np.arange(len(shown_RK))
+        out = np.zeros((*shown_RK.shape, scores_RC.shape[1]))
+        for place in range(shown_RK.shape[1]):  # over places, not rows
+            count_R = left_RC.sum(axis=1)
+            open_R = (shown_RK[:, place] >= 0) & (count_R > 0)
+            out[:, place] = self.epsilon * left_RC / np.maximum(count_R, 1)[:, None]
+            out[rows, place, np.where(left_RC, scores_RC, -np.inf).argmax(axis=1)] += 1 - self.epsilon
+            out[~open_R, place] = 0.0
+            left_RC[rows[open_R], shown_RK[open_R, place]] = False
+        return out
+
+    def draw(self, scores_RC: Floats, lengths_R: Ints, places: int, rng: np.random.Generator) -> tuple[Ints, Floats]:
+        places, rows = min(places, scores_RC.shape[1]), np.arange(len(scores_RC))
+        left_RC = _mask(scores_RC, lengths_R).copy()
+        shown, propensities = np.full((len(rows), places), -1), np.ones((len(rows), places))
+        for place in range(places):
+            count_R = left_RC.sum(axis=1)
+            best_R = np.where(left_RC, scores_RC, -np.inf).argmax(axis=1)
+            any_R = np.where(left_RC, rng.random(left_RC.shape), -1.0).argmax(axis=1)
+            chosen_R = np.where(rng.random(len(rows)) < self.epsilon, any_R, best_R)
+            open_R = count_R > 0
+            shown[open_R, place] = chosen_R[open_R]
+            chance_R = self.epsilon / np.maximum(count_R, 1) + (1 - self.epsilon) * (chosen_R == best_R)
+            propensities[open_R, place] = chance_R[open_R]
+            left_RC[rows[open_R], chosen_R[open_R]] = False
+        return shown, propensities
+
+
+def marginal_probabilities(policy: Policy, scores_RC: Floats, lengths_R: Ints, places: int, *, draws: int, rng: np.random.Generator) -> Floats:
+    """[R, K, C] P(candidate c at place k) over all that may stand above: the mean conditional probability below `draws` lists drawn from the policy.
+
+    Unbiased for each entry; exact at the first place. Memory is R · K · C: call it in blocks of requests.
+    """
+    total = None
+    for _ in range(draws):
+        drawn, _ = policy.draw(scores_RC, lengths_R, places, rng)
+        of_this = policy.probabilities(scores_RC, lengths_R, drawn)
+        total = of_this if total is None else total + of_this
+    assert total is not None
+    return total / draws
 
 
 def _log_propensities(scores_RC: Floats, lengths_R: Ints, shown_RK: Ints) -> tuple[Floats, Floats, Floats]:
