@@ -147,7 +147,7 @@ def write_parity(path: Path, features: Path, *, retriever: Path, ranker: Path) -
 
     from longtrail.examples import FeatureSet, RankingBatches, history_tensors
     from longtrail.models.store import load_model
-    from longtrail.retrieval.dense import DenseIndex
+    from longtrail.retrieval.exact import exact_index
     from longtrail.retrieval.index import Exclusion
     from longtrail.schema import ITEM_STATISTICS, USER_STATISTICS
 
@@ -182,7 +182,7 @@ def write_parity(path: Path, features: Path, *, retriever: Path, ranker: Path) -
     by_length = np.argsort(requests.history_length_R, kind="stable")
     chosen = np.unique(by_length[np.linspace(0, len(by_length) - 1, PARITY_REQUESTS).astype(int)])
     with torch.inference_mode():
-        index = DenseIndex.build(retrieval.module.item_vectors())  # type: ignore[operator]
+        index = exact_index(retrieval.module)
         pq.write_table(pa.Table.from_pylist([row(int(request)) for request in chosen]), path)
 
 

@@ -156,11 +156,11 @@ def _ranking(model: Any, candidates: int) -> tuple[int, Callable[[], object]]:
 
 
 def _retrieval(model: Any, k: int) -> tuple[int, Callable[[], object]]:
-    from longtrail.retrieval.dense import DenseIndex
+    from longtrail.retrieval.exact import exact_index
     from longtrail.retrieval.index import Exclusion
 
     history = _full_history(model.card, np.random.default_rng(0))
-    index = DenseIndex.build(model.module.item_vectors())
+    index = exact_index(model.module)
     seen = history.items_BL[0].numpy()
     exclude = Exclusion(np.array([0, len(seen)]), seen)
     return len(seen), lambda: index.topk(model.module.user_vectors(history), k, exclude=exclude)

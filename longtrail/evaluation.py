@@ -25,7 +25,7 @@ from longtrail.errors import ModelError
 from longtrail.examples import FeatureSet, RankingBatches, TargetBatches, seen_items
 from longtrail.examples.features import column
 from longtrail.models.store import LoadedModel, check_fits
-from longtrail.retrieval.dense import DenseIndex
+from longtrail.retrieval.exact import exact_index
 from longtrail.retrieval.index import Exclusion
 from longtrail.slices import Slice, by_history_length, by_item_age, by_position, by_train_events
 
@@ -146,7 +146,7 @@ def predict_retrieval(
     A target the user had already seen is left out and counted: no list that leaves out the seen can hold it. A target newer than the model is
     a miss. Raises HistoryError where there is no target, ModelError where a vector is not finite.
     """
-    index = DenseIndex.build(module.item_vectors())  # type: ignore[operator]
+    index = exact_index(module)
     batches = TargetBatches(features, split, max_history=max_history(module), batch_size=batch_size, max_per_user=max_per_user)
     parts: list[tuple[Ints, ...]] = []
     seen_before = 0

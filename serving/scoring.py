@@ -14,9 +14,9 @@ from longtrail.catalogue import Catalogue
 from longtrail.config import Model
 from longtrail.examples import candidate_tensors, context_tensors, history_tensors
 from longtrail.history import HistoryArrays
-from longtrail.models.contracts import Ranker, Retriever
+from longtrail.models.contracts import Ranker, Retriever, RowRetriever
 from longtrail.models.store import LoadedModel
-from longtrail.retrieval.dense import DenseIndex
+from longtrail.retrieval.exact import exact_index
 from longtrail.retrieval.index import Exclusion
 from longtrail.schema import ITEM_STATISTICS
 
@@ -28,14 +28,14 @@ class Scorer:
     """Both models with what they need resident: catalogue, item statistics, item vectors."""
 
     def __init__(self, *, retriever: LoadedModel, ranker: LoadedModel, catalogue: Catalogue, prior_click_rate: float) -> None:
-        self._retriever = cast(Retriever, retriever.module)
+        self._retriever = cast(Retriever | RowRetriever, retriever.module)
         self._ranker = cast(Ranker, ranker.module)
         self._catalogue = catalogue
         self._prior = prior_click_rate
         self.retriever_history = _max_history(retriever.card.settings)
         self.ranker_history = _max_history(ranker.card.settings)
         with torch.inference_mode():
-            self._index = DenseIndex.build(self._retriever.item_vectors())
+            self._index = exact_index(retriever.module)
 
     def item_statistics(self, items_BC: Ints) -> dict[str, Ints]:
         """ITEM_STATISTICS [B, C] of items as they stand at the end of the log."""
@@ -55,7 +55,7 @@ class Scorer:
         return logits_BC.double().numpy()
 
     def retrieve(self, history: HistoryArrays, k: int, seen: Ints) -> tuple[Ints, NDArray[np.float32]]:
-        """The (at most) k best items for one history, less those of `seen`, best first, and their inner products."""
+        """The (at most) k best items for one history, less those of `seen`, best first, and their scores."""
         with torch.inference_mode():
             vector_1D = self._retriever.user_vectors(history_tensors(newest(history, self.retriever_history), self._catalogue))
             items_1K, scores_1K = self._index.topk(vector_1D, k, exclude=Exclusion(np.array([0, len(seen)]), seen))

@@ -15,6 +15,14 @@ class PopularityRetrieverSettings(Settings):
     kind: Literal["popularity"] = "popularity"
 
 
+class MarkovSettings(Settings):
+    """What people did right after the last item, smoothed towards popularity: the baseline of every sequence model."""
+
+    stage: Literal["retrieval"] = "retrieval"
+    kind: Literal["markov"] = "markov"
+    smoothing: PositiveFloat = Field(10.0, description="weight of popularity, in observed transitions")
+
+
 class EncoderSettings(WithItems):
     """What every trained encoder of histories shares."""
 
@@ -69,4 +77,6 @@ class GRU4RecSettings(EncoderSettings):
     layers: Positive = 1
 
 
-RetrieverModel = Annotated[PopularityRetrieverSettings | SASRecSettings | BERT4RecSettings | GRU4RecSettings, Field(discriminator="kind")]
+RetrieverModel = Annotated[
+    PopularityRetrieverSettings | MarkovSettings | SASRecSettings | BERT4RecSettings | GRU4RecSettings, Field(discriminator="kind")
+]

@@ -4,6 +4,7 @@ B requests, L history, C candidates, D width, N items, F item statistics, G user
 Histories are right-padded and stored oldest first; candidates are right-padded; id 0 is padding; `lengths` are the only source of masks.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -96,6 +97,41 @@ class Retriever(Protocol):
 
     def item_vectors(self) -> Tensor:
         """[N + 1, D]: row i is item i; row 0 (padding) is zeros."""
+        ...
+
+
+class ScoreRows(NamedTuple):
+    """Scores of items that are no inner products: row r gives item i weights_R[r] · base_N1[i], and what the row itself names on top of that.
+
+    The rows are sparse: row r names items_n[offsets_R1[r] : offsets_R1[r + 1]], ascending and without repeats. Item 0 is padding: never named.
+    """
+
+    offsets_R1: Tensor  # int64 [R + 1]
+    items_n: Tensor  # int32
+    scores_n: Tensor  # float32
+    base_N1: Tensor  # float32 [N + 1], at least 0
+    weights_R: Tensor  # float32 [R], above 0
+
+
+@runtime_checkable
+class RowRetriever(Protocol):
+    """A retriever whose users are rows of ScoreRows; longtrail.retrieval.sparse.SparseIndex searches them exactly."""
+
+    def user_vectors(self, history: History) -> Tensor:
+        """int64 [B, 1]: the row of each user. Defined for an empty history too."""
+        ...
+
+    def score_rows(self) -> ScoreRows:
+        """What each row gives every item."""
+        ...
+
+
+@runtime_checkable
+class SizedByData(Protocol):
+    """A model with tensors whose sizes its settings do not tell."""
+
+    def allocate(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Make room for saved weights of these shapes, by name; what it cannot have keeps its size, and the check that follows tells."""
         ...
 
 

@@ -8,6 +8,7 @@ from longtrail.errors import ModelError
 from longtrail.models.contracts import Sizes
 from longtrail.models.encoders.bert4rec import BERT4Rec
 from longtrail.models.encoders.gru4rec import GRU4Rec
+from longtrail.models.encoders.markov import Markov
 from longtrail.models.encoders.popularity import PopularityRetriever
 from longtrail.models.encoders.sasrec import SASRec
 from longtrail.models.rankers.din import DIN
@@ -17,6 +18,7 @@ from longtrail.models.rankers.sam import SAM
 
 MODELS: dict[tuple[str, str], type[nn.Module]] = {
     ("retrieval", "popularity"): PopularityRetriever,
+    ("retrieval", "markov"): Markov,
     ("retrieval", "sasrec"): SASRec,
     ("retrieval", "bert4rec"): BERT4Rec,
     ("retrieval", "gru4rec"): GRU4Rec,

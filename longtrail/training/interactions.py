@@ -13,6 +13,16 @@ def training_events(features: FeatureSet) -> tuple[NDArray[np.int64], NDArray[np
     return flat.items, flat.offsets_B1
 
 
+def transition_counts(features: FeatureSet) -> csr_matrix:
+    """c [N + 1, N + 1]: how often item j came right after item i in somebody's training period. At most an entry an event."""
+    items_E, offsets_U1 = training_events(features)
+    follows_E = np.ones(len(items_E), bool)
+    follows_E[offsets_U1[:-1][offsets_U1[:-1] < len(items_E)]] = False  # the first event of each user follows nothing
+    places = np.flatnonzero(follows_E)
+    shape = (features.sizes.items + 1, features.sizes.items + 1)
+    return csr_matrix((np.ones(len(places)), (items_E[places - 1], items_E[places])), shape=shape)
+
+
 def interaction_matrix(features: FeatureSet, *, binary: bool) -> csr_matrix:
     """[U, N + 1], float64: how often each user had to do with each item in the training period; with `binary`, 1 for any number of times.
 

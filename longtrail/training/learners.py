@@ -17,7 +17,7 @@ from longtrail.examples import RankingBatch, SequenceBatch, TargetBatch
 from longtrail.losses import next_item_loss, ranking_loss
 from longtrail.metrics import auc, gauc, log_loss, retrieval_metrics
 from longtrail.models.masks import padding_mask
-from longtrail.retrieval.dense import DenseIndex
+from longtrail.retrieval.exact import exact_index
 from longtrail.retrieval.index import Exclusion
 
 _LOSSES_BETWEEN_CHECKS = 32  # our choice: reading a loss makes a GPU wait, so they are looked at in bundles
@@ -138,7 +138,7 @@ class RetrieverLearner(Learner):
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self._index = DenseIndex.build(self.model.item_vectors())
+        self._index = exact_index(self.model)
         self._ranks: list[np.ndarray] = []
 
     def validation_step(self, batch: TargetBatch, index: int) -> None:

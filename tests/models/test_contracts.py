@@ -7,19 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from torch import nn
 
 from longtrail.config import (
     BERT4RecSettings,
     DINSettings,
     GRU4RecSettings,
+    MarkovSettings,
     PopularityRankerSettings,
     PopularityRetrieverSettings,
     RecJPQItemsSettings,
     SAMSettings,
     SASRecSettings,
 )
-from longtrail.models.contracts import Ranker, Retriever
+from longtrail.models.contracts import Ranker, Retriever, RowRetriever
+from longtrail.models.encoders.markov import Markov
 from longtrail.models.masks import padding_mask
 from longtrail.models.registry import MODELS, build_model
 from tests.contracts import rankers, retrievers, saving
@@ -27,7 +30,7 @@ from tests.contracts.batches import SIZES, make_history, make_request
 
 RECJPQ: dict[str, Any] = {"items": RecJPQItemsSettings(splits=2, codes=16)}
 SMALL: dict[str, Any] = {"width": 4, "hidden": (12, 8), "max_history": 12}
-RANKERS = {
+RANKERS: dict[str, Any] = {
     "din linear": DINSettings(**SMALL, attention_hidden=(6,)),
     "din sigmoid": DINSettings(**SMALL, attention_hidden=(6,), attention_weights="sigmoid"),
     "din softmax": DINSettings(**SMALL, attention_hidden=(6, 5), attention_weights="softmax"),
@@ -38,7 +41,7 @@ RANKERS = {
     "din recjpq": DINSettings(**SMALL, **RECJPQ, attention_hidden=(6,)),
     "sam recjpq": SAMSettings(**SMALL, **RECJPQ, attention_hidden=5, compression=3),
 }
-RETRIEVERS = {
+RETRIEVERS: dict[str, Any] = {
     "sasrec": SASRecSettings(width=8, blocks=2, heads=2, max_history=20),
     "sasrec one head": SASRecSettings(width=8, blocks=1, heads=1, max_history=17, dropout=0.0),
     "sasrec recjpq": SASRecSettings(width=8, blocks=2, heads=2, max_history=20, **RECJPQ),
@@ -47,18 +50,22 @@ RETRIEVERS = {
     "gru4rec": GRU4RecSettings(width=8),
     "gru4rec recjpq": GRU4RecSettings(width=8, layers=2, **RECJPQ),
 }
-COUNTED = {
+COUNTED: dict[str, Any] = {
     "clicks": PopularityRankerSettings(by="clicks"),
     "click rate": PopularityRankerSettings(by="click_rate"),
     "popularity retriever": PopularityRetrieverSettings(),
+    "markov": MarkovSettings(),
 }
 
 
 def built(settings: Any) -> nn.Module:
     torch.manual_seed(0)
     model = build_model(settings, SIZES)
-    if hasattr(model, "fit"):
-        random = np.random.default_rng(0)
+    random = np.random.default_rng(0)
+    if isinstance(model, Markov):
+        counts_NN = csr_matrix(random.poisson(0.2, (SIZES.items + 1, SIZES.items + 1)) * (np.outer(*[np.arange(SIZES.items + 1)] * 2) > 0))
+        model.count(transitions_NN=counts_NN, events=np.asarray(counts_NN.sum(0)).ravel())
+    elif hasattr(model, "fit"):
         impressions = random.integers(0, 50, SIZES.items + 1)
         model.fit(events=impressions * 2, impressions=impressions, clicks=random.binomial(impressions, 0.3), prior_click_rate=0.3)
     return model
@@ -107,6 +114,11 @@ def test_counted_retriever(check: Callable[..., None]) -> None:
     check(built(COUNTED["popularity retriever"]))
 
 
+@checks(tuple(check for check in retrievers.UNTRAINED if check is not retrievers.assert_vectors_fit_each_other))
+def test_markov(check: Callable[..., None]) -> None:
+    check(built(COUNTED["markov"]))
+
+
 @names(RANKERS | RETRIEVERS | COUNTED)
 def test_every_model_on_disk(settings: Any, tmp_path: Path) -> None:
     saving.assert_settings_survive(settings)
@@ -117,7 +129,7 @@ def test_every_model_on_disk(settings: Any, tmp_path: Path) -> None:
             assert isinstance(model, Ranker)
             assert torch.equal(model.eval()(*make_request()), loaded(*make_request()))
         else:
-            assert isinstance(model, Retriever)
+            assert isinstance(model, RowRetriever if settings.kind == "markov" else Retriever)
             assert torch.equal(model.eval().user_vectors(make_history()), loaded.user_vectors(make_history()))
 
 

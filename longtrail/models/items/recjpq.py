@@ -14,7 +14,6 @@ the scale it was made for; and pieces that start from given item vectors. Ranker
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from longtrail.models.items.dense import known
 
@@ -87,7 +86,8 @@ class RecJPQItems(nn.Module):
 
     def _pieces(self, codes: Tensor) -> Tensor:
         """uint8 [..., M] → [..., D]."""
-        return functional.embedding(self._places(codes), self.centroids.flatten(0, 1)).flatten(-2)
+        places = self._places(codes)  # index_select's backward takes half the time of an embedding's on a CPU
+        return self.centroids.flatten(0, 1).index_select(0, places.flatten()).view(*places.shape[:-1], self.width)
 
     def _places(self, codes: Tensor) -> Tensor:
         """Rows int64 [..., M] of the centroids laid out as [M · b, d]."""
