@@ -42,10 +42,11 @@ class _Softmax(torch.autograd.Function):
         by_item = torch.zeros(items_ND.shape, dtype=exact, device=states.device) if keep[1] else None
         (T, N), total = (len(states), len(items)), torch.zeros((), dtype=exact, device=states.device)
         rows = max(1, min(MAX_LOGITS // N, BLOCK_ROWS if states.device.type == "cpu" else T))
+        room = torch.empty(min(rows, T), N, dtype=dtype, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
             for start in range(0, T, rows):  # over blocks, not over targets
                 block, own = states[start : start + rows], targets_T[start : start + rows, None] - 1
-                p = (block @ items.T).to(exact)
+                p = torch.mm(block, items.T, out=room[: len(block)]).to(exact)
                 total += _to_probabilities(p, own)
                 p.scatter_add_(1, own, p.new_full((1, 1), -1).expand(own.shape))
                 p = p.to(dtype)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from longtrail.config import BERT4RecSettings
 from longtrail.models.attention.factory import knows_order, make_attention
 from longtrail.models.contracts import History, Pairs, Sizes
+from longtrail.models.dropout import Dropout
 from longtrail.models.encoders.causal import newest, newest_places, pairs_at
 from longtrail.models.encoders.transformer import Block
 from longtrail.models.items.factory import make_items
@@ -39,7 +40,7 @@ class BERT4Rec(nn.Module):
         self.reach = None if knows_order(settings.attention) else settings.max_history
         self.positions = None if self.reach is None else nn.Parameter(torch.randn(self.reach, width) * 0.02)
         self.mask = nn.Parameter(torch.randn(width) * 0.02 * width**0.5)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         attentions = [make_attention(settings.attention, width, settings.heads, causal=False) for _ in range(settings.blocks)]
         self.blocks = nn.ModuleList(Block(width, attention, feed_width=4 * width, activation=nn.GELU(), dropout=dropout) for attention in attentions)
         self.norm = nn.LayerNorm(width)

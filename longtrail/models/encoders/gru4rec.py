@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from longtrail.config import GRU4RecSettings
 from longtrail.models.contracts import History, Sizes
+from longtrail.models.dropout import Dropout
 from longtrail.models.encoders.causal import CausalEncoder
 from longtrail.models.items.factory import make_items
 from longtrail.models.masks import padding_mask
@@ -29,7 +30,7 @@ class GRU4Rec(CausalEncoder):
         width, dropout = settings.width, settings.dropout
         self.items = make_items(settings.items, sizes.items, width, std=0.02)
         self.start = nn.Parameter(torch.zeros(width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.gru = nn.GRU(width, width, num_layers=settings.layers, batch_first=True, dropout=dropout if settings.layers > 1 else 0.0)
         self.output = nn.Linear(width, width)
 

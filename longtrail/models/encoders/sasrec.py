@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from longtrail.config import SASRecSettings
 from longtrail.models.attention.factory import knows_order, make_attention
 from longtrail.models.contracts import History, Sizes
+from longtrail.models.dropout import Dropout
 from longtrail.models.encoders.causal import CausalEncoder
 from longtrail.models.encoders.transformer import Block
 from longtrail.models.items.factory import make_items
@@ -36,7 +37,7 @@ class SASRec(CausalEncoder):
         self.reach = None if knows_order(settings.attention) else settings.max_history
         self.positions = None if self.reach is None else nn.Parameter(torch.randn(self.reach, width) * 0.02)
         self.start = nn.Parameter(torch.zeros(width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         attentions = [make_attention(settings.attention, width, settings.heads, causal=True) for _ in range(settings.blocks)]
         self.blocks = nn.ModuleList(Block(width, attention, feed_width=width, activation=nn.ReLU(), dropout=dropout) for attention in attentions)
         self.norm = nn.LayerNorm(width)
@@ -48,11 +49,13 @@ class SASRec(CausalEncoder):
         """
         L = history.items_BL.shape[1]
         items_BL = history.items_BL.masked_fill(~padding_mask(history.lengths_B, L), 0)
-        x_BLD = self.items.embed(items_BL) * self.items.width**0.5
-        if self.positions is not None:
-            if len(self.positions) < L:
-                raise ValueError(f"a history of {L} events; expected at most max_history = {len(self.positions)}")
-            x_BLD = x_BLD + self.positions[:L]
+        x_BLD, scale = self.items.embed(items_BL), self.items.width**0.5
+        if self.positions is None:
+            x_BLD = x_BLD * scale
+        elif len(self.positions) < L:
+            raise ValueError(f"a history of {L} events; expected at most max_history = {len(self.positions)}")
+        else:
+            x_BLD = torch.add(self.positions[:L], x_BLD, alpha=scale)
         x_BLD = self.dropout(x_BLD)
         for block in self.blocks:
             x_BLD = block(x_BLD, history.lengths_B)

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from longtrail.models.dropout import Dropout
+
 
 class Block(nn.Module):
     """x + attention(LN x), then x + FFN(LN x): the standard pre-norm block (our choice for both; BERT4Rec's paper norms after the sum).
@@ -14,10 +16,10 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.attention = attention
         self.feed_norm = nn.LayerNorm(width)
-        self.feed = nn.Sequential(nn.Linear(width, feed_width), activation, nn.Dropout(dropout), nn.Linear(feed_width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.feed = nn.Sequential(nn.Linear(width, feed_width), activation, Dropout(dropout), nn.Linear(feed_width, width))
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
         """What stands in padded places is undefined."""
-        x_BLD = x_BLD + self.dropout(self.attention(self.attention_norm(x_BLD), lengths_B))
-        return x_BLD + self.dropout(self.feed(self.feed_norm(x_BLD)))
+        x_BLD = self.dropout.added(x_BLD, self.attention(self.attention_norm(x_BLD), lengths_B))
+        return self.dropout.added(x_BLD, self.feed(self.feed_norm(x_BLD)))
