@@ -11,7 +11,7 @@ its own in place of an id (which under RecJPQ would share its pieces with items)
 counted from the newest event back, so that the place serving asks about is always position 0 (those codes pad at the left, to the same effect).
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from longtrail.config import BERT4RecSettings
 from longtrail.models.attention.factory import knows_order, make_attention
 from longtrail.models.contracts import History, Pairs, Sizes
 from longtrail.models.dropout import Dropout
-from longtrail.models.encoders.causal import newest, newest_places, pairs_at
+from longtrail.models.encoders.causal import newest, newest_places
 from longtrail.models.encoders.transformer import Block
 from longtrail.models.items.factory import make_items
 from longtrail.models.masks import padding_mask
@@ -46,7 +46,10 @@ class BERT4Rec(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def states(self, items_BL: Tensor, lengths_B: Tensor, masked_BL: Tensor) -> Tensor:
-        """[B, L, D]: what each place is taken for, given all others; masked places (bool) do not show their event. Undefined in padded places."""
+        """[T, D], row by row: what each of the T masked places (bool) is taken for, given all events that are not masked.
+
+        Raises ValueError for L above max_history where positions are learned.
+        """
         L = items_BL.shape[1]
         hidden_BL = masked_BL | ~padding_mask(lengths_B, L)
         x_BLD = self.items.embed(items_BL.masked_fill(hidden_BL, 0)) * self.items.width**0.5
@@ -57,17 +60,18 @@ class BERT4Rec(nn.Module):
             back_BL = (lengths_B.unsqueeze(-1) - 1 - torch.arange(L, device=lengths_B.device)).clamp(min=0)
             x_BLD = x_BLD + nn.functional.embedding(back_BL, self.positions)
         x_BLD = self.dropout(x_BLD)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x_BLD = block(x_BLD, lengths_B)
-        return self.norm(x_BLD)
+        last = cast(Block, self.blocks[-1])
+        x_BLD = last.mix(x_BLD, lengths_B)
+        x_TD = x_BLD.flatten(0, 1).index_select(0, masked_BL.flatten().nonzero().squeeze(1))
+        return self.norm(last.feed_on(x_TD))
 
     def user_vectors(self, history: History) -> Tensor:
         """[B, D]: the state of a masked place after the newest events; with an empty history the mask stands alone."""
         history = newest(history, None if self.reach is None else self.reach - 1)
         items_BL, n_B1 = nn.functional.pad(history.items_BL, (0, 1)), history.lengths_B.unsqueeze(1)
-        masked_BL = torch.arange(items_BL.shape[1], device=n_B1.device) == n_B1
-        states_BLD = self.states(items_BL, history.lengths_B + 1, masked_BL)
-        return states_BLD[torch.arange(len(n_B1), device=n_B1.device), history.lengths_B]
+        return self.states(items_BL, history.lengths_B + 1, torch.arange(items_BL.shape[1], device=n_B1.device) == n_B1)
 
     def item_vectors(self) -> Tensor:
         """[N + 1, D]."""
@@ -80,7 +84,7 @@ class BERT4Rec(nn.Module):
             places_BL, lengths_B = newest_places(lengths_B, self.reach)
             events_BL, is_target_BL = events_BL.gather(1, places_BL), is_target_BL.gather(1, places_BL)
         masked_BL = draw_masked(is_target_BL, self.settings.mask_share, self.settings.max_masked)
-        return pairs_at(self.states(events_BL, lengths_B, masked_BL), events_BL, masked_BL)
+        return Pairs(self.states(events_BL, lengths_B, masked_BL), events_BL[masked_BL], masked_BL.nonzero()[:, 0])
 
 
 def window_events(batch: "SequenceBatch") -> tuple[Tensor, Tensor, Tensor]:

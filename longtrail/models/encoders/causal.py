@@ -42,13 +42,9 @@ class CausalEncoder(nn.Module):
     def training_pairs(self, batch: "SequenceBatch") -> Pairs:
         """Every target of every window with the state before it."""
         targets_BL = torch.cat([batch.first_targets_B.unsqueeze(1), batch.targets_BL], dim=1)
-        return pairs_at(self.prefix_states(batch.history), targets_BL, targets_BL > 0)
-
-
-def pairs_at(states_BLD: Tensor, targets_BL: Tensor, chosen_BL: Tensor) -> Pairs:
-    """The states and targets of the chosen places [B, L] bool."""
-    places_T = chosen_BL.flatten().nonzero().squeeze(1)
-    return Pairs(states_BLD.flatten(0, 1).index_select(0, places_T), targets_BL.flatten()[places_T], places_T // chosen_BL.shape[1])
+        places_T = targets_BL.flatten().nonzero().squeeze(1)
+        states_TD = self.prefix_states(batch.history).flatten(0, 1).index_select(0, places_T)
+        return Pairs(states_TD, targets_BL.flatten()[places_T], places_T // targets_BL.shape[1])
 
 
 def newest(history: History, places: int | None) -> History:

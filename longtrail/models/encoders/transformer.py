@@ -20,6 +20,13 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
-        """What stands in padded places is undefined."""
-        x_BLD = self.dropout.added(x_BLD, self.attention(self.attention_norm(x_BLD), lengths_B))
-        return self.dropout.added(x_BLD, self.feed(self.feed_norm(x_BLD)))
+        """[B, L, D]. What stands in padded places is undefined."""
+        return self.feed_on(self.mix(x_BLD, lengths_B))
+
+    def mix(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
+        """The first half, in which places look at each other."""
+        return self.dropout.added(x_BLD, self.attention(self.attention_norm(x_BLD), lengths_B))
+
+    def feed_on(self, x: Tensor) -> Tensor:
+        """The second half, [..., D] → [..., D]: each place by itself, so it may be given only those places that somebody asks for."""
+        return self.dropout.added(x, self.feed(self.feed_norm(x)))
