@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,8 @@ import typer
 
 from components.command import run
 from longtrail.config import Config, load_config
-from longtrail.errors import ConfigError
-from longtrail.files import atomic_directory, atomic_file, hash_path
+from longtrail.errors import ConfigError, ModelError
+from longtrail.files import atomic_directory, atomic_file, hash_path, read_json
 
 log = logging.getLogger("train")
 
@@ -27,30 +28,48 @@ def train(
     params: Annotated[Path, typer.Option(help="settings")] = Path("params.yaml"),
     out: Annotated[Path | None, typer.Option(help="folder to write; default: build/models/MODEL")] = None,
     checkpoints: Annotated[Path, typer.Option(help="folder of resume files: a killed run goes on from there")] = Path("build/checkpoints"),
+    previous: Annotated[
+        Path | None, typer.Option(help="folder of this model as trained on an earlier state of the log: go on from its weights")
+    ] = None,
+    since: Annotated[
+        datetime | None, typer.Option(help="learn only from what happened from then on (UTC); default: where `previous` stopped")
+    ] = None,
 ) -> None:
     """Train one model and write its weights, card, lineage and learning curve.
 
-    A killed run, started again with nothing changed, resumes after its last whole epoch.
+    A killed run, started again with nothing changed, resumes after its last whole epoch. With --previous, a daily run learns from the newest
+    days alone: a fraction of the cost of learning everything again (docs/training.md).
     """
     config = load_config(params)
     if model not in config.models:
         raise ConfigError(f"--model {model}: {params} has no such model; expected one of {', '.join(config.models)}")
-    train_model(config, model, features=features, out=out or Path("build/models") / model, checkpoints=checkpoints)
+    since_us = None if since is None else round(since.replace(tzinfo=since.tzinfo or UTC).timestamp() * 1e6)
+    train_model(config, model, features=features, out=out or Path("build/models") / model, checkpoints=checkpoints, previous=previous, since=since_us)
 
 
-def train_model(config: Config, name: str, *, features: Path, out: Path, checkpoints: Path) -> None:
-    """What the command does, with settings already read. Raises what longtrail.training.train does."""
+def train_model(
+    config: Config, name: str, *, features: Path, out: Path, checkpoints: Path, previous: Path | None = None, since: int | None = None
+) -> None:
+    """What the command does, with settings already read. `since` in UTC µs. Raises what longtrail.training.train does."""
     # Read by OpenMP when torch is first imported. Threads that spin while they wait make training 10 to 50 times slower as soon as anything else
     # wants a core; threads that sleep cost about a third of the speed of an idle machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from longtrail.examples import FeatureSet  # torch takes seconds: --help and a bad params.yaml need not wait for it
-    from longtrail.models.store import ModelCard, save_model
+    from longtrail.models.store import CARD, ModelCard, load_model, save_model
     from longtrail.training import is_main_process, train
 
     settings = config.models[name]
     data = hash_path(features / "features.json")
     feature_set = FeatureSet.open(features)
-    arguments: dict[str, Any] = {"data": data, "checkpoints": checkpoints, "ranking_metric": config.selection.ranking.metric}
+    if previous is not None and since is None:
+        since = trained_until(previous)
+    arguments: dict[str, Any] = {
+        "data": data,
+        "checkpoints": checkpoints,
+        "ranking_metric": config.selection.ranking.metric,
+        "since": since,
+        "previous": None if previous is None else load_model(previous),
+    }
     if not is_main_process():  # on several devices Lightning starts this command again for each; the first one writes
         train(feature_set, settings, name, config.training, **arguments)
         return
@@ -60,7 +79,13 @@ def train_model(config: Config, name: str, *, features: Path, out: Path, checkpo
         card = ModelCard(
             name=name, settings=settings, sizes=feature_set.sizes, actions=feature_set.actions, prior_click_rate=feature_set.prior_click_rate
         )
-        lineage = {"features": data, "code": git_commit(), "params": hash_settings(config, name)}
+        lineage = {
+            "features": data,
+            "code": git_commit(),
+            "params": hash_settings(config, name),
+            "trained_until": feature_set.meta["split"]["valid_from"],
+            "previous": None if previous is None else read_json(previous / CARD)["weights"]["sha256"],
+        }
         save_model(folder / "model", trained.module, card, lineage)  # it replaces the folder it is given, the curves with it
         for file in (folder / "model").iterdir():
             file.replace(folder / file.name)
@@ -69,6 +94,18 @@ def train_model(config: Config, name: str, *, features: Path, out: Path, checkpo
     if trained.checkpoint is not None:
         trained.checkpoint.remove()
     log.info("%s: %s", out, trained.summary())
+
+
+def trained_until(model: Path) -> int:
+    """The end of the training period of a model folder, UTC µs. Raises ModelError where its lineage does not say."""
+    from longtrail.models.store import LINEAGE
+
+    lineage = read_json(model / LINEAGE)
+    if lineage.get("trained_until") is None:
+        raise ModelError(
+            f"{model / LINEAGE}: trained_until is {lineage.get('trained_until')!r}; expected a time (a temporal split has one), or --since"
+        )
+    return round(datetime.fromisoformat(lineage["trained_until"]).timestamp() * 1e6)
 
 
 def hash_settings(config: Config, name: str) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from longtrail.config import Model
 from longtrail.errors import ModelError
 from longtrail.files import atomic_directory, read_json, write_json
-from longtrail.models.contracts import Sizes
+from longtrail.models.contracts import SizedByData, Sizes
 from longtrail.models.registry import build_model
 
 WEIGHTS, CARD, LINEAGE = "model.safetensors", "model.json", "lineage.json"
@@ -51,8 +51,7 @@ class LoadedModel:
 
 def save_model(folder: Path, module: nn.Module, card: ModelCard, lineage: dict[str, Any]) -> None:
     """Write the folder whole or not at all; what stood in it before is replaced. Equal weights are equal bytes."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    weights = save_tensors(tensors)
+    weights = _bytes(module)
     with atomic_directory(folder) as aside:
         (aside / WEIGHTS).write_bytes(weights)
         document = {
@@ -68,6 +67,15 @@ def save_model(folder: Path, module: nn.Module, card: ModelCard, lineage: dict[s
         write_json(aside / LINEAGE, lineage)
 
 
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of the weights as save_model writes them."""
+    return hashlib.sha256(_bytes(module)).hexdigest()
+
+
+def _bytes(module: nn.Module) -> bytes:
+    return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
+
+
 def load_card(folder: Path) -> ModelCard:
     """The card alone, weights unread. Raises ModelError naming file and field."""
     return _card(Path(folder) / CARD)[0]
@@ -79,6 +87,8 @@ def load_model(folder: Path) -> LoadedModel:
     card, expected = _card(folder / CARD)
     tensors = _tensors(folder / WEIGHTS, expected)
     module = build_model(card.settings, card.sizes)
+    if isinstance(module, SizedByData):
+        module.allocate({name: tensor.shape for name, tensor in tensors.items()})
     _check_tensors(folder / WEIGHTS, tensors, module.state_dict())
     module.load_state_dict(tensors)
     return LoadedModel(module=module.eval(), card=card)

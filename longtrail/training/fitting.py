@@ -8,11 +8,14 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from longtrail.config import Model, PopularityRankerSettings, PopularityRetrieverSettings, TrainingSettings
+from longtrail.config import MarkovSettings, Model, PopularityRankerSettings, PopularityRetrieverSettings, TrainingSettings
 from longtrail.examples import FeatureSet, RankingBatches, SequenceBatches, TargetBatch, TargetBatches, seen_items
 from longtrail.models.registry import build_model
+from longtrail.models.store import LoadedModel, weights_hash
 from longtrail.retrieval.index import Exclusion
 from longtrail.training.checkpoints import Checkpoint, Progress, Row, fingerprint
+from longtrail.training.continuing import continue_from
+from longtrail.training.interactions import transition_counts
 from longtrail.training.learners import Learner, RankerLearner, RetrieverLearner
 from longtrail.training.loop import EpochKeeper, Report, Share, accelerator_of, make_trainer, reproducible
 from longtrail.training.starts import start
@@ -52,31 +55,36 @@ def train(
     ranking_metric: str = "auc",
     report: Report | None = None,
     since: int | None = None,
+    previous: LoadedModel | None = None,
 ) -> Trained:
     """Train the model that `settings` describe.
 
     `data` identifies the features (the hash of features.json). With `checkpoints`, an interrupted training of the same name, settings and data
     is resumed from there, and on a CPU ends with bit-equal weights. `report` is called with each row of the curve, those of an earlier run
-    included. With `since` (UTC µs) only what happened from then on is learnt from. Popularity is fitted from the catalogue's counts of the
-    training period. Raises HistoryError where the features have nothing to learn from, ConfigError where a GPU is asked for and absent,
-    DivergedError where the loss stops being a number.
+    included. With `since` (UTC µs) only what happened from then on is learnt from; with `previous` training goes on from that model's weights,
+    which learnt from an earlier state of the same log. Popularity and the Markov chain are counts of the training period. Raises
+    HistoryError where the features have nothing to learn from, ConfigError where a GPU is asked for and absent, DivergedError where the loss
+    stops being a number.
     """
     metric = RETRIEVAL_METRIC
     if settings.stage == "ranking":
         metric = ranking_metric if ranking_metric in RANKING_METRICS else RANKING_METRICS[0]
     with reproducible(training):
         module = build_model(settings, features.sizes)
-        if isinstance(settings, PopularityRankerSettings | PopularityRetrieverSettings):
-            return _fit_popularity(module, features, settings, training, metric=metric, report=report)
+        if isinstance(settings, PopularityRankerSettings | PopularityRetrieverSettings | MarkovSettings):
+            return _fit_counts(module, features, settings, training, metric=metric, report=report)
         parts: dict[str, Any] = {
             "settings": settings.model_dump(mode="json"),
             "training": training.model_dump(mode="json"),
             "data": data,
             "metric": metric,
             **({} if since is None else {"since": since}),
+            **({} if previous is None else {"previous": weights_hash(previous.module)}),
         }
         checkpoint = Checkpoint(checkpoints, name, fingerprint(name=name, **parts)) if checkpoints is not None else None
-        return _train_network(module, features, settings, training, metric=metric, checkpoint=checkpoint, report=report, name=name, since=since)
+        return _train_network(
+            module, features, settings, training, metric=metric, checkpoint=checkpoint, report=report, name=name, since=since, previous=previous
+        )
 
 
 def _train_network(
@@ -90,6 +98,7 @@ def _train_network(
     report: Report | None,
     name: str,
     since: int | None,
+    previous: LoadedModel | None,
 ) -> Trained:
     found = checkpoint.load() if checkpoint is not None else None
     progress, weights, optimiser = found if found is not None else (Progress(), {}, {})
@@ -98,6 +107,8 @@ def _train_network(
         log.info("%s: resuming after epoch %d", name, progress.epochs)
         module.load_state_dict(weights)
         learner.optimiser_state = optimiser
+    elif previous is not None:
+        continue_from(module, features, previous, seed=training.seed)
     else:
         start(module, features, settings, seed=training.seed)
     resumed_from = progress.epochs
@@ -129,15 +140,18 @@ def _train_network(
     )
 
 
-def _fit_popularity(module: Any, features: FeatureSet, settings: Any, training: TrainingSettings, *, metric: str, report: Report | None) -> Trained:
+def _fit_counts(module: Any, features: FeatureSet, settings: Any, training: TrainingSettings, *, metric: str, report: Report | None) -> Trained:
     """Counts of the training period into the module's buffers, and one pass over the validation split to have a curve of one point."""
     catalogue = features.catalogue
-    module.fit(
-        events=catalogue.train_events,
-        impressions=catalogue.train_impressions,
-        clicks=catalogue.train_clicks,
-        prior_click_rate=features.prior_click_rate,
-    )
+    if isinstance(settings, MarkovSettings):
+        module.count(transitions_NN=transition_counts(features), events=catalogue.train_events)
+    else:
+        module.fit(
+            events=catalogue.train_events,
+            impressions=catalogue.train_impressions,
+            clicks=catalogue.train_clicks,
+            prior_click_rate=features.prior_click_rate,
+        )
     learner = _learner(module, features, settings)
     valid = _validation_batches(features, settings, training)
     if valid is not None:
@@ -151,7 +165,7 @@ def _fit_popularity(module: Any, features: FeatureSet, settings: Any, training: 
 
 
 _FITTED_BATCH = 256  # requests per step of the one pass a fitted model takes over the validation split
-_FITTED_HISTORY = 1  # which it does not read
+_FITTED_HISTORY = 1  # all that it reads, or more
 
 
 def _learner(module: nn.Module, features: FeatureSet, settings: Any) -> Learner:
@@ -166,7 +180,8 @@ def _learner(module: nn.Module, features: FeatureSet, settings: Any) -> Learner:
 
 def _training_batches(features: FeatureSet, settings: Any, seed: int, since: int | None) -> Any:
     if settings.stage == "ranking":
-        return RankingBatches(features, "train", max_history=settings.max_history, batch_size=settings.batch_size, seed=seed, since=since)
+        shape = {"max_history": settings.max_history, "batch_size": settings.batch_size, "sampled": settings.sampled_candidates}
+        return RankingBatches(features, "train", **shape, seed=seed, since=since)
     return SequenceBatches(features, max_history=settings.max_history, batch_size=settings.batch_size, seed=seed, since=since)
 
 

@@ -67,6 +67,8 @@ def test_a_model_folder_is_whole_and_says_where_it_came_from(model: str, params:
         "features": hash_path(toy_features_folder / "features.json"),
         "code": git_commit(),
         "params": hash_settings(load_config(params), model),
+        "trained_until": features.meta["split"]["valid_from"],
+        "previous": None,
     }
     rows = rows_of(out / "learning_curve.csv")
     metric = "valid_auc" if MODELS[model]["stage"] == "ranking" else "valid_ndcg@10"

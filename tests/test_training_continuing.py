@@ -1,0 +1,142 @@
+"""A model that goes on from newer data: the old part is the old model, bit for bit; the new part is where it should be."""
+
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+
+from components.train import train_model, trained_until
+from longtrail.config import Config, DINSettings, RecJPQItemsSettings, SASRecSettings, TrainingSettings
+from longtrail.errors import ModelError
+from longtrail.examples import FeatureSet
+from longtrail.files import hash_path, read_json, write_json
+from longtrail.models.contracts import Sizes
+from longtrail.models.items.recjpq import RecJPQItems
+from longtrail.models.registry import build_model
+from longtrail.models.store import LoadedModel, ModelCard, load_model
+from longtrail.training import train
+from longtrail.training.continuing import continue_from, neighbour_vectors
+
+RECJPQ = RecJPQItemsSettings(splits=2, codes=16)
+SETTINGS: dict[str, Any] = {
+    "din": DINSettings(width=4, hidden=(8,), max_history=12, max_epochs=1),
+    "din recjpq": DINSettings(width=4, hidden=(8,), max_history=12, max_epochs=1, items=RECJPQ),
+    "sasrec": SASRecSettings(width=8, blocks=1, heads=1, max_history=12, max_epochs=1),
+    "sasrec recjpq": SASRecSettings(width=8, blocks=1, heads=1, max_history=12, max_epochs=1, items=RECJPQ),
+}
+
+
+@pytest.fixture(scope="module")
+def features(toy_features_folder: Path) -> FeatureSet:
+    return FeatureSet.open(toy_features_folder)
+
+
+def older(features: FeatureSet, name: str, *, fewer: int = 20, actions: tuple[str, ...] | None = None) -> LoadedModel:
+    """A model of the same log, before its last items, its last category and perhaps some actions came."""
+    actions = actions if actions is not None else features.actions
+    sizes = Sizes(items=features.sizes.items - fewer, categories=features.sizes.categories - (fewer > 0), actions=len(actions))
+    torch.manual_seed(3)
+    module = build_model(SETTINGS[name], sizes)
+    for part in module.modules():
+        if isinstance(part, RecJPQItems):
+            part.levels.copy_(torch.linspace(-1, 1, 16).expand(2, 16))
+    card = ModelCard(name=name, settings=SETTINGS[name], sizes=sizes, actions=actions, prior_click_rate=0.3)
+    return LoadedModel(module=module, card=card)
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_known_rows_are_kept_and_new_ones_start_somewhere_sensible(name: str, features: FeatureSet) -> None:
+    previous = older(features, name)
+    torch.manual_seed(0)
+    module: Any = build_model(SETTINGS[name], features.sizes)
+    continue_from(module, features, previous, seed=0)
+    grown = module.state_dict()
+    for key, tensor in previous.module.state_dict().items():
+        assert torch.equal(grown[key][: len(tensor)] if tensor.ndim else grown[key], tensor), key
+    slot = module.items if hasattr(module, "items") else module.embedding.items
+    vectors = slot.vectors().detach()
+    assert vectors.shape == (features.sizes.items + 1, slot.width)
+    assert not vectors[0].any() and bool(vectors[-20:].any(dim=1).all())
+    old, new = vectors[1:-20].square().mean().sqrt(), vectors[-20:].square().mean().sqrt()
+    assert 0.3 < float(new / old) < 3
+
+
+def test_neighbours_against_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    known, new, users = 6, 3, 9
+    matrix = (rng.random((users, known + new + 1)) < 0.4).astype(float)
+    matrix[:, 0] = 0
+    matrix[:, -1] = 0  # nobody has touched the last one
+    vectors = torch.from_numpy(rng.normal(size=(known + 1, 4)))
+    vectors[0] = 0
+    expected = np.zeros((new, 4))
+    for n in range(new):
+        means = [
+            np.mean([vectors[i].numpy() for i in range(1, known + 1) if matrix[u, i]], axis=0)
+            for u in range(users)
+            if matrix[u, known + 1 + n] and matrix[u, 1 : known + 1].any()
+        ]
+        expected[n] = np.mean(means, axis=0) if means else np.nan
+    reached = ~np.isnan(expected[:, 0])
+    expected[reached] *= np.sqrt((vectors[1:].numpy() ** 2).mean()) / np.sqrt((expected[reached] ** 2).mean())
+    expected[~reached] = vectors[1:].mean(0)
+    found = neighbour_vectors(vectors, csr_matrix(matrix))
+    assert 0 < reached.sum() < new
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
+
+
+def test_actions_are_matched_by_name(features: FeatureSet) -> None:
+    kept = features.actions[1:]  # the first action is new: every id shifts
+    previous = older(features, "din", fewer=0, actions=kept)
+    module: Any = build_model(SETTINGS["din"], features.sizes)
+    continue_from(module, features, previous, seed=0)
+    before: Any = previous.module
+    table, before = module.embedding.actions, before.embedding.actions
+    for place, action in enumerate(kept, start=1):
+        assert torch.equal(table[1 + features.actions.index(action)], before[place])
+
+
+def test_what_does_not_fit_is_named(features: FeatureSet) -> None:
+    module = build_model(SETTINGS["din"], features.sizes)
+    for fewer, actions, message in ((-5, None, "items; the data has"), (0, (*features.actions, "vanished"), "'vanished'")):
+        with pytest.raises(ModelError, match=message):
+            continue_from(module, features, older(features, "din", fewer=fewer, actions=actions), seed=0)
+    wider = build_model(DINSettings(width=6, hidden=(8,), max_history=12), features.sizes)
+    with pytest.raises(ModelError, match="has shape"):
+        continue_from(wider, features, older(features, "din", fewer=0), seed=0)
+
+
+@pytest.mark.parametrize("name", ["din", "sasrec recjpq"])
+def test_training_goes_on_from_the_previous_weights(name: str, features: FeatureSet, tmp_path: Path) -> None:
+    """With a learning rate of next to nothing, what comes out is what went in."""
+    still = SETTINGS[name].model_copy(update={"learning_rate": 1e-12, "weight_decay": 0.0})
+    previous = older(features, name, fewer=0)
+    since = int(np.median(features.history.flat(np.arange(1, features.users + 1), features.train_lengths[1:]).times))
+    trained = train(features, still, name, TrainingSettings(threads=1), data="x", since=since, previous=previous)
+    for key, tensor in trained.module.named_parameters():
+        torch.testing.assert_close(tensor.detach(), dict(previous.module.named_parameters())[key].detach(), atol=1e-6, rtol=0)
+
+
+def test_the_step_goes_on_where_the_previous_training_stopped(toy_features_folder: Path, tmp_path: Path) -> None:
+    config = Config(models={**Config().models, "din": SETTINGS["din"]}, training=TrainingSettings(threads=1))
+    arguments: dict[str, Any] = {"features": toy_features_folder, "checkpoints": tmp_path / "checkpoints"}
+    train_model(config, "din", out=tmp_path / "first", **arguments)
+    ends = datetime.fromisoformat(read_json(toy_features_folder / "features.json")["split"]["valid_from"])
+    assert trained_until(tmp_path / "first") == round(ends.timestamp() * 1e6)
+    # The same log a week later: the training period ends where the validation period did.
+    later = tmp_path / "later"
+    shutil.copytree(toy_features_folder, later)
+    valid = pq.read_table(later / "examples" / "valid.parquet")
+    pq.write_table(valid, later / "examples" / "train.parquet")
+    write_json(later / "features.json", {**read_json(later / "features.json"), "later": True})
+    train_model(config, "din", features=later, out=tmp_path / "second", checkpoints=tmp_path / "checkpoints", previous=tmp_path / "first")
+    lineage = read_json(tmp_path / "second" / "lineage.json")
+    assert lineage["previous"] == read_json(tmp_path / "first" / "model.json")["weights"]["sha256"]
+    assert hash_path(tmp_path / "first" / "model.safetensors") != hash_path(tmp_path / "second" / "model.safetensors")
+    assert load_model(tmp_path / "second").card.name == "din"
