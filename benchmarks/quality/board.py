@@ -1,0 +1,74 @@
+"""A board: one dataset, one split, and the models that are compared on it. Each file of boards/ is one, in the terms of params.yaml."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from longtrail.config import Dataset, Model, SplitSettings, TrainingSettings
+from longtrail.config.base import Positive, Settings
+from longtrail.errors import ConfigError
+
+BOARDS = Path(__file__).parent / "boards"
+
+
+class Board(Settings):
+    """`{data}` in the dataset's paths stands for the folder of the data."""
+
+    title: str
+    about: str
+    dataset: Dataset
+    split: SplitSettings
+    simulated: Literal["long_memory"] | None = None  # made by long_memory.py, not read from the data
+    rows_are_ordered: bool = False  # the file has no times: its row numbers are taken for seconds
+    newest_requests: Positive | None = None  # ranking: train on this many newest requests of the training period, as a daily job would
+    metrics: tuple[str, ...]  # columns of the table, the first is the one models are compared by
+    baseline: str  # a model that has not beaten this one has learnt nothing
+    training: TrainingSettings = TrainingSettings(threads=1)
+    models: dict[str, Model]
+    published: dict[str, dict[str, float]] = Field(default_factory=dict)  # model → metric → the figure of its paper
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training and its judgement. Ordered so that every model has one seed before any has two."""
+
+    seed: int
+    board: str
+    model: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.board}/{self.model}-{self.seed}.json"
+
+
+def load_boards(names: list[str] | None = None) -> dict[str, Board]:
+    """The boards of the given names, or all. Raises ConfigError naming the file and the key."""
+    found = {path.stem: path for path in sorted(BOARDS.glob("*.yaml"))}
+    unknown = [name for name in names or [] if name not in found]
+    if unknown:
+        raise ConfigError(f"--board {unknown[0]}: no such board; expected one of {', '.join(found)}")
+    return {name: _load(found[name]) for name in names or found}
+
+
+def _load(path: Path) -> Board:
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values.pop("anchors", None)  # only there for YAML's merge keys
+    try:
+        board = Board.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for name in (board.baseline, *board.published):
+        if name not in board.models:
+            raise ConfigError(f"{path}: {name!r} is not one of its models: {', '.join(board.models)}")
+    return board
+
+
+def cells(boards: dict[str, Board], models: list[str] | None, seeds: int) -> Iterator[Cell]:
+    """All cells in the order in which they should be run."""
+    wanted = (Cell(seed, name, model) for name, board in boards.items() for model in board.models for seed in range(seeds))
+    place = {(name, model): i for name, board in boards.items() for i, model in enumerate(board.models)}
+    yield from sorted((c for c in wanted if not models or c.model in models), key=lambda c: (c.seed, place[c.board, c.model], c.board))
