@@ -94,12 +94,14 @@ def assert_padding_content_changes_no_training(model: nn.Module) -> None:
 
 
 def assert_gradients_reach_every_parameter(model: nn.Module) -> None:
-    """From the scores of training pairs and of an empty history; finite, and zero for the padding row."""
+    """From the scores of training pairs and of an empty history; finite, and zero for the padding row. Frozen ones aside."""
     model = model.double().train()
     users_BD = torch.cat([pairs_of(model, make_windows()).states_TD, model.user_vectors(make_history())])
     scores_BN = users_BD @ model.item_vectors()[1:].T
     (scores_BN * torch.randn(scores_BN.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))).sum().backward()
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         assert parameter.grad is not None, f"{name} has no gradient"
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().sum() > 0, f"{name} has a zero gradient"

@@ -12,6 +12,7 @@ from torch import nn
 
 from longtrail.config import (
     BERT4RecSettings,
+    BlossomSettings,
     DINSettings,
     GRU4RecSettings,
     MarkovSettings,
@@ -30,6 +31,7 @@ from tests.contracts.batches import SIZES, make_history, make_request
 
 RECJPQ: dict[str, Any] = {"items": RecJPQItemsSettings(splits=2, codes=16)}
 SMALL: dict[str, Any] = {"width": 4, "hidden": (12, 8), "max_history": 12}
+BLOSSOM: dict[str, Any] = {"window": 2, "block": 2, "stride": 2, "compression": 3, "selected": 1}  # sparse within a few events
 RANKERS: dict[str, Any] = {
     "din linear": DINSettings(**SMALL, attention_hidden=(6,)),
     "din sigmoid": DINSettings(**SMALL, attention_hidden=(6,), attention_weights="sigmoid"),
@@ -37,6 +39,8 @@ RANKERS: dict[str, Any] = {
     "sam": SAMSettings(**SMALL, attention_hidden=5, compression=3),
     "sam one pass, short compression": SAMSettings(**{**SMALL, "max_history": 4}, passes=1, compression=8),
     "sam released": SAMSettings(**SMALL, feedback=False, compression=0, read_scale="sqrt"),
+    "sam 3p+": SAMSettings(**SMALL, enhancement=3, attention_weights="scaled_sigmoid"),
+    "sam softmax": SAMSettings(**SMALL, passes=2, attention_weights="softmax_eps", read_scale="norm"),
     "sam mean": SAMSettings(**SMALL, read_scale="mean", attention_init="log_length"),
     "din recjpq": DINSettings(**SMALL, **RECJPQ, attention_hidden=(6,)),
     "sam recjpq": SAMSettings(**SMALL, **RECJPQ, attention_hidden=5, compression=3),
@@ -45,8 +49,11 @@ RETRIEVERS: dict[str, Any] = {
     "sasrec": SASRecSettings(width=8, blocks=2, heads=2, max_history=20),
     "sasrec one head": SASRecSettings(width=8, blocks=1, heads=1, max_history=17, dropout=0.0),
     "sasrec recjpq": SASRecSettings(width=8, blocks=2, heads=2, max_history=20, **RECJPQ),
+    "sasrec blossom": SASRecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM)),
+    "sasrec blossom recjpq": SASRecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM, selector="straight_through"), **RECJPQ),
     "bert4rec": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20),
     "bert4rec recjpq": BERT4RecSettings(width=8, blocks=1, heads=1, max_history=20, max_masked=2, mask_share=1.0, **RECJPQ),
+    "bert4rec blossom": BERT4RecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM, selector="compressed")),
     "gru4rec": GRU4RecSettings(width=8),
     "gru4rec recjpq": GRU4RecSettings(width=8, layers=2, **RECJPQ),
 }

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 TILE = 32  # R; measured: 16 to 64 are alike on a CPU
-CHUNK_ELEMENTS = 1 << 19  # of queries at once
+CHUNK_ELEMENTS = 1 << 18  # of queries at once
 
 
 def block_sparse_attention(
@@ -34,9 +34,9 @@ def block_sparse_attention(
 ) -> Tensor:
     """[N, L, M, d]: softmax(q · k / √d) v over the `chosen` blocks (-1: none) and the query's own. L is a multiple of `block`.
 
-    Causal (`real_NL` None): of the own block the places up to the query; chosen blocks must lie before it. Bidirectional: the real places. A query
-    that sees nothing gets something finite. The keys of a chosen block are multiplied by `factor`, whose value must be 1: it is there for its gradient.
-    F·(K + 1)·b·M·d multiply-adds; memory linear in L.
+    Causal (`real_NL` None): of the own block the places up to the query; chosen blocks must lie before it. Bidirectional: the real places. A
+    query that sees nothing gets something finite. The keys of a chosen block are multiplied by `factor`, whose value must be 1: it is there for
+    its gradient. F·(K + 1)·b·M·d multiply-adds; memory linear in L.
     """
     out: Tensor = _BlockSparse.apply(q_NLMd, k_NLd, v_NLd, chosen_NLK, factor_NLK, block, real_NL)
     return out
@@ -44,29 +44,30 @@ def block_sparse_attention(
 
 @dataclass(frozen=True)
 class _Tiles:
-    """Who reads what: tile t reads block `block_T[t]` for queries `query_TR[t]`; pair (f, k) is row `row_FK[f, k]` of all tiles' rows."""
+    """Who reads what: tile t reads block `block_T[t]` for R queries of `query_X`; pair (f, k) is row `row_FK[f, k]` of all tiles' rows."""
 
     block_T: Tensor
-    query_TR: Tensor  # F, one past the last query, where a tile is not full
-    row_FK: Tensor  # -1 where no block was chosen
+    query_X: Tensor  # [T·R], 0 where a tile is not full
+    full_X: Tensor  # bool [T·R]
+    row_FK: Tensor  # 0 where no block was chosen
 
 
 def _tiles(chosen_FK: Tensor) -> _Tiles:
     """Queries stay in order within a block, so a later query never moves an earlier one: results of the past do not depend on the future."""
     F, K = chosen_FK.shape
-    pair = (chosen_FK.reshape(-1) >= 0).nonzero().squeeze(1)
-    block, order = chosen_FK.reshape(-1)[pair].sort(stable=True)
-    pair = pair[order]
+    pair = (chosen_FK.view(-1) >= 0).nonzero().squeeze(1)
+    block, order = chosen_FK.view(-1).index_select(0, pair).sort(stable=True)
+    pair = pair.index_select(0, order)
     present, counts = block.unique_consecutive(return_counts=True)
     tiles = (counts + TILE - 1) // TILE
     skipped = (tiles.cumsum(0) - tiles) * TILE - (counts.cumsum(0) - counts)  # rows left free in the tiles of earlier blocks
     row = torch.arange(len(pair), device=pair.device) + skipped.repeat_interleave(counts)
     block_T = present.repeat_interleave(tiles)
-    query_TR = pair.new_full((len(block_T) * TILE,), F)
-    query_TR[row] = pair // K
-    row_FK = pair.new_full((F * K,), -1)
-    row_FK[pair] = row
-    return _Tiles(block_T=block_T, query_TR=query_TR.view(-1, TILE), row_FK=row_FK.view(F, K))
+    query_X, full_X = pair.new_zeros(len(block_T) * TILE), pair.new_zeros(len(block_T) * TILE, dtype=torch.bool)
+    query_X.scatter_(0, row, pair // K)
+    full_X.scatter_(0, row, True)
+    row_FK = pair.new_zeros(F * K).scatter_(0, pair, row).view(F, K)
+    return _Tiles(block_T=block_T, query_X=query_X, full_X=full_X, row_FK=row_FK)
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,11 @@ class _Inputs:
         scores.view(len(k), b, -1, b).masked_fill_((places > places.unsqueeze(1)).unsqueeze(1), torch.finfo(k.dtype).min)
         return scores
 
-    def chosen_scores(self, rows_TRd: Tensor, tiles: _Tiles) -> Tensor:
-        """[T, R·M, b] of gathered queries [T, R·M, d]."""
-        scores = torch.bmm(rows_TRd, self.k_Gbd[tiles.block_T].transpose(1, 2)).mul_(rows_TRd.shape[2] ** -0.5)
+    def chosen_scores(self, rows_TRd: Tensor, k_Tbd: Tensor, block_T: Tensor) -> Tensor:
+        """[T, R·M, b] of gathered queries [T, R·M, d] and keys."""
+        scores = torch.bmm(rows_TRd, k_Tbd.transpose(1, 2)).mul_(rows_TRd.shape[2] ** -0.5)
         if self.real_Gb is not None:
-            scores.masked_fill_(~self.real_Gb[tiles.block_T].unsqueeze(1), torch.finfo(scores.dtype).min)
+            scores.masked_fill_(~self.real_Gb[block_T].unsqueeze(1), torch.finfo(scores.dtype).min)
         return scores
 
 
@@ -124,10 +125,9 @@ def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     return weights, scores.amax(-1) - weights.amax(-1).log()
 
 
-def _rows(x_FE: Tensor, tiles: _Tiles, beyond: float = 0.0) -> Tensor:
-    """[T, R, ...] of the tiles' queries; `beyond` where a tile is not full."""
-    filled = torch.cat([x_FE, x_FE.new_full((1, *x_FE.shape[1:]), beyond)])
-    return filled[tiles.query_TR]
+def _rows(x_FE: Tensor, tiles: _Tiles) -> Tensor:
+    """[T, R·M, ...] of the tiles' queries, x [F, M, ...]; some query's where a tile is not full."""
+    return x_FE.index_select(0, tiles.query_X).view(len(tiles.block_T), -1, *x_FE.shape[2:])
 
 
 class _BlockSparse(Function):
@@ -168,14 +168,16 @@ def _forward(x: _Inputs, queries: slice, blocks: slice) -> tuple[Tensor, Tensor]
     tiles = _tiles(x.chosen_FK[queries])
     if not len(tiles.block_T):
         return own_FMd, own_sums
-    weights, row_sums = _softmax(x.chosen_scores(_rows(q, tiles).flatten(1, 2), tiles))
-    chosen_Rd = torch.bmm(weights, x.v_Gbd[tiles.block_T]).view(-1, d)
-    absent_F1K = (tiles.row_FK < 0).unsqueeze(1)
-    row_FMK = tiles.row_FK.clamp(min=0).unsqueeze(1) * M + torch.arange(M, device=q.device).unsqueeze(1)
-    sums_FMK = row_sums.view(-1)[row_FMK].masked_fill_(absent_F1K, -torch.inf)
+    k_Tbd, v_Tbd = x.k_Gbd.index_select(0, tiles.block_T), x.v_Gbd.index_select(0, tiles.block_T)
+    weights, row_sums = _softmax(x.chosen_scores(_rows(q, tiles), k_Tbd, tiles.block_T))
+    chosen_Yd = torch.bmm(weights, v_Tbd).view(-1, d)  # Y = T·R·M
+    row_FKM = tiles.row_FK.unsqueeze(-1) * M + torch.arange(M, device=q.device)
+    row_FMK = row_FKM.transpose(1, 2).reshape(F * M, -1)
+    sums_FMK = row_sums.view(-1).index_select(0, row_FMK.view(-1)).view(F, M, -1)
+    sums_FMK.masked_fill_((x.chosen_FK[queries] < 0).unsqueeze(1), -torch.inf)
     total_FM = torch.logaddexp(sums_FMK.logsumexp(-1), own_sums)
     shares_FMK = sums_FMK.sub_(total_FM.unsqueeze(-1)).exp_()
-    chosen_FMd = functional.embedding_bag(row_FMK.flatten(0, 1), chosen_Rd, per_sample_weights=shares_FMK.flatten(0, 1), mode="sum").view(F, M, d)
+    chosen_FMd = functional.embedding_bag(row_FMK, chosen_Yd, per_sample_weights=shares_FMK.view(row_FMK.shape), mode="sum").view(F, M, d)
     return chosen_FMd.addcmul_(own_FMd, (own_sums - total_FM).exp_().unsqueeze(-1)), total_FM
 
 
@@ -201,20 +203,19 @@ def _backward(x: _Inputs, queries: slice, blocks: slice, grad: Tensor, out: Tens
     tiles = _tiles(x.chosen_FK[queries])
     if not len(tiles.block_T):
         return
-    rows = [_rows(y, tiles, beyond).flatten(1, 2) for y, beyond in ((q, 0.0), (grad, 0.0), (log_sums, torch.inf), (dots_FM, 0.0))]
-    part = _Part(*rows)
-    scores = x.chosen_scores(part.q, tiles)
-    grad_v, grad_k = torch.zeros_like(k := x.k_Gbd[tiles.block_T]), torch.zeros_like(k)
-    grad_scores = part.scores(scores, x.v_Gbd[tiles.block_T], grad_v)
-    row_FK, absent_FK = tiles.row_FK.clamp(min=0), tiles.row_FK < 0
+    k_Tbd, v_Tbd = x.k_Gbd.index_select(0, tiles.block_T), x.v_Gbd.index_select(0, tiles.block_T)
+    log_sums_X = log_sums.index_select(0, tiles.query_X).masked_fill_(~tiles.full_X.unsqueeze(1), torch.inf)
+    part = _Part(_rows(q, tiles), _rows(grad, tiles), log_sums_X.view(len(k_Tbd), -1), _rows(dots_FM, tiles))
+    scores = x.chosen_scores(part.q, k_Tbd, tiles.block_T)
+    grad_v = torch.zeros_like(v_Tbd)
+    grad_scores = part.scores(scores, v_Tbd, grad_v)
+    present_FK = (x.chosen_FK[queries] >= 0).to(q.dtype)
     if grads.factor is not None:
-        by_row = (grad_scores * scores).mul_(d**0.5).view(tiles.query_TR.numel(), -1).sum(-1)
-        grads.factor[queries] = by_row[row_FK].masked_fill_(absent_FK, 0)
-    grad_rows = torch.bmm(grad_scores, k).view(-1, M * d)
-    shares = (~absent_FK).to(q.dtype)
-    grads.q[queries] += functional.embedding_bag(row_FK, grad_rows, per_sample_weights=shares, mode="sum").view(F, M, d)
-    torch.bmm(grad_scores.transpose(1, 2), part.q, out=grad_k)
-    grads.k.index_add_(0, tiles.block_T, grad_k)
+        by_row = (grad_scores * scores).mul_(d**0.5).view(len(tiles.query_X), -1).sum(-1)
+        grads.factor[queries] = by_row[tiles.row_FK] * present_FK
+    grad_rows = torch.bmm(grad_scores, k_Tbd).view(-1, M * d)
+    grads.q[queries] += functional.embedding_bag(tiles.row_FK, grad_rows, per_sample_weights=present_FK, mode="sum").view(F, M, d)
+    grads.k.index_add_(0, tiles.block_T, torch.bmm(grad_scores.transpose(1, 2), part.q))
     grads.v.index_add_(0, tiles.block_T, grad_v)
 
 

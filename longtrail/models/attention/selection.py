@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 1 << 19  # scores held at once
+CHUNK_ELEMENTS = 1 << 18  # scores held at once
 NOTHING = -1000.0  # score of the extra slot "none of them", as in BlossomRec's code
 LEAST_SHARE = 1e-10  # a block below this share of the softmax is not read, even where it is among the best K; its code's
 

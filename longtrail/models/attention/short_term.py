@@ -38,8 +38,9 @@ def _weights(q: Tensor, k: Tensor, shifts: tuple[int, ...], real_NL: Tensor | No
     scores_SNLM = q.new_full((len(shifts), N, L, M), -torch.inf)
     for scores_NLM, shift in zip(scores_SNLM, shifts, strict=True):
         queries, keys = _slices(shift, L)
-        dots = (q[:, queries] * k[:, keys].unsqueeze(2)).sum(-1)
-        scores_NLM[:, queries] = dots if real_NL is None else dots.masked_fill_(~real_NL[:, keys].unsqueeze(2), -torch.inf)
+        torch.sum(q[:, queries] * k[:, keys].unsqueeze(2), -1, out=scores_NLM[:, queries])
+        if real_NL is not None:
+            scores_NLM[:, queries].masked_fill_(~real_NL[:, keys].unsqueeze(2), -torch.inf)
     scores_SNLM *= d**-0.5
     largest = scores_SNLM.amax(0).clamp_(min=torch.finfo(q.dtype).min)  # finite, so that a place without keys gets weights of zero, not NaN
     weights = scores_SNLM.sub_(largest).exp_()
@@ -79,7 +80,7 @@ def _backward(inputs: tuple[Tensor, ...], grad_out: Tensor, weights_SNLM: Tensor
     grad_scores = torch.zeros_like(weights_SNLM)
     for i, shift in enumerate(shifts):
         queries, keys = _slices(shift, L)
-        grad_scores[i, :, queries] = (grad_out[:, queries] * v[:, keys].unsqueeze(2)).sum(-1)
+        torch.sum(grad_out[:, queries] * v[:, keys].unsqueeze(2), -1, out=grad_scores[i, :, queries])
         grad_v[:, keys] += (weights_SNLM[i, :, queries].unsqueeze(-1) * grad_out[:, queries]).sum(2)
     grad_scores -= (weights_SNLM * grad_scores).sum(0)
     grad_scores *= weights_SNLM
