@@ -61,20 +61,23 @@ def tiled_pairs(keys_BLD: Tensor, *queries_BCD: Tensor) -> tuple[Tensor, ...]:
     return keys_BLD.unsqueeze(1).expand(shape).contiguous(), *(query.unsqueeze(2).expand(shape) for query in queries_BCD)
 
 
-def tiled_sam_weights(layer: AttentionPass, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor, memory_BCD: Tensor) -> Tensor:
-    """AttentionPass.weights with [B, C, L, 4D] features."""
+def tiled_sam_pass(layer: AttentionPass, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor, memory_BCD: Tensor) -> tuple[Tensor, Tensor]:
+    """AttentionPass.forward, sigmoid weights, with [B, C, L, 4D] features."""
     k, q, m = tiled_pairs(keys_BLD, query_BCD, memory_BCD)
     z = torch.cat([q - k, q * k, m - k, m * k], dim=-1)
     hidden = torch.sigmoid(z @ layer.first.flatten(0, 1) + layer.first_bias)
-    return torch.sigmoid((hidden @ layer.second + layer.second_bias).masked_fill(~mask_BL.unsqueeze(1), -torch.inf))
+    assert layer.second_bias is not None
+    weights_BCL = torch.sigmoid((hidden @ layer.second + layer.second_bias).masked_fill(~mask_BL.unsqueeze(1), -torch.inf))
+    return weights_BCL, weights_BCL @ keys_BLD
 
 
-def tiled_din_weights(attention: TargetAttention, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor) -> Tensor:
+def tiled_din_attention(attention: TargetAttention, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor) -> tuple[Tensor, Tensor]:
     """TargetAttention.forward, one hidden layer and linear weights, with [B, C, L, 4D] features."""
     k, q = tiled_pairs(keys_BLD, query_BCD)
     z = torch.cat([q, k, q - k, q * k], dim=-1)
     hidden = torch.sigmoid(z @ attention.first.flatten(0, 1) + attention.first_bias)
-    return (hidden @ attention.last + attention.last_bias).masked_fill(~mask_BL.unsqueeze(1), 0)
+    weights_BCL = (hidden @ attention.last + attention.last_bias).masked_fill(~mask_BL.unsqueeze(1), 0)
+    return weights_BCL, weights_BCL @ keys_BLD
 
 
 def make_models(length: int, *, compiled: bool) -> dict[str, nn.Module]:
@@ -84,8 +87,8 @@ def make_models(length: int, *, compiled: bool) -> dict[str, nn.Module]:
     din = DIN(DINSettings(max_history=length), SIZES).eval()
     tiled_sam, tiled_din = copy.deepcopy(sam), copy.deepcopy(din)
     for layer in tiled_sam.passes:
-        layer.weights = partial(tiled_sam_weights, layer)  # type: ignore[assignment, arg-type]
-    tiled_din.attention.forward = partial(tiled_din_weights, tiled_din.attention)  # type: ignore[method-assign]
+        layer.forward = partial(tiled_sam_pass, layer)  # type: ignore[method-assign, arg-type]
+    tiled_din.attention.forward = partial(tiled_din_attention, tiled_din.attention)  # type: ignore[method-assign]
     models: dict[str, nn.Module] = {"sam": sam, "sam tiled": tiled_sam, "din": din, "din tiled": tiled_din}
     if compiled:
         models["sam compiled"] = torch.compile(sam)  # type: ignore[assignment]

@@ -7,12 +7,12 @@ so that liked and disliked can be told apart; with the action table at zero the 
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from longtrail.config import DenseItemsSettings, ItemsSettings
 from longtrail.models.contracts import Candidates, History, Sizes
 from longtrail.models.items.dense import DenseItems, known
 from longtrail.models.items.factory import make_items
+from longtrail.models.lookup import look_up
 from longtrail.models.masks import padding_mask
 
 DENSE = DenseItemsSettings()
@@ -37,7 +37,7 @@ class BehaviourEmbedding(nn.Module):
     def keys(self, history: History, mask_BL: Tensor) -> Tensor:
         """[B, L, D]: item ‖ category, plus the action."""
         actions_BL = known(history.actions_BL.masked_fill(~mask_BL, 0), len(self.actions) - 1)
-        return self._fields(history.items_BL, history.categories_BL, mask_BL) + functional.embedding(actions_BL, self.actions, padding_idx=0)
+        return self._fields(history.items_BL, history.categories_BL, mask_BL).add_(look_up(self.actions, actions_BL))
 
     def queries(self, candidates: Candidates) -> Tensor:
         """[B, C, D]: item ‖ category."""

@@ -41,12 +41,13 @@ def test_weights_equal_the_slow_twin(kind: str, hidden: tuple[int, ...], shape: 
     for seed in range(2):
         keys_BLD, mask_BL, lengths_B, query_BCD = random_inputs(model, shape, seed)  # type: ignore[arg-type]
         with torch.no_grad():
-            fast_BCL = model.attention(keys_BLD, mask_BL, query_BCD)
+            fast_BCL, read_BCD = model.attention(keys_BLD, mask_BL, query_BCD)
             slow_BCL = torch.zeros_like(fast_BCL)
             for b, n in enumerate(lengths_B.tolist()):
                 for c in range(query_BCD.shape[1] if n else 0):
                     slow_BCL[b, c, :n] = slow_weights(model.attention, keys_BLD[b, :n], query_BCD[b, c])
         torch.testing.assert_close(fast_BCL, slow_BCL, **CLOSE)
+        torch.testing.assert_close(read_BCD, slow_BCL @ keys_BLD, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["linear", "sigmoid", "softmax"])
@@ -55,7 +56,7 @@ def test_an_empty_history_has_no_weight(kind: str) -> None:
     lengths_B = torch.tensor([0, 2])
     keys_BLD = torch.randn(2, 4, 6, dtype=torch.float64, generator=draws(0))
     with torch.no_grad():
-        weights_BCL = model.attention(keys_BLD, padding_mask(lengths_B, 4), keys_BLD[:, :3])
+        weights_BCL, _ = model.attention(keys_BLD, padding_mask(lengths_B, 4), keys_BLD[:, :3])
     assert not weights_BCL[0].any()
     assert not weights_BCL[1, :, 2:].any()
     assert weights_BCL[1, :, :2].all()
@@ -75,4 +76,11 @@ def test_nothing_larger_than_the_hidden_layer_is_made(length: int) -> None:
     model = DIN(DINSettings(width=16, attention_hidden=(5,), max_history=length, hidden=(8,)), SIZES)
     with Largest() as largest:
         model(make_history(0, (length, length - 3)), make_candidates(0, (30, 7)), make_context(0, 2)).sum().backward()
-    assert largest.elements == 2 * 30 * 5 * length
+    assert largest.elements == 2 * 30 * (5 + 1) * length  # backward: the hidden layer and the weights, side by side
+
+
+def test_weights_are_shown() -> None:
+    model, (history, candidates, context) = make_din(attention_weights="softmax"), make_request()
+    (a_BCL,) = model.attention_weights(history, candidates, context)
+    assert a_BCL.shape == (5, 6, 9)
+    torch.testing.assert_close(a_BCL.sum(-1), (history.lengths_B > 0).double().unsqueeze(1).expand(-1, 6))

@@ -31,6 +31,13 @@ def attention(model: SAM, i: int) -> AttentionPass:
     return layer
 
 
+VARIANTS = {  # parameters by part [derived from the equations]
+    "sam_2p": {"attention": 2 * 1041, "cell": 6240, "compression": 2 * 16016, "steps": 0, "cell_out": 0, "output": 96},
+    "sam_3p": {"attention": 3 * 1041, "cell": 6240, "compression": 3 * 16016, "steps": 0, "cell_out": 0, "output": 144},
+    "sam_3p_plus": {"attention": 3 * 1041, "cell": 6240, "compression": 16016, "steps": 3168, "cell_out": 9312, "output": 48},
+}
+
+
 def random_inputs(model: SAM, shape: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """keys, mask, lengths, queries with the edges in them; zeros in padded keys, as the embedding makes them."""
     B, L, C = shape
@@ -46,27 +53,37 @@ def random_inputs(model: SAM, shape: tuple[int, int, int], seed: int = 0) -> tup
 def slow_weights(layer: AttentionPass, k: Tensor, q: Tensor, m: Tensor) -> Tensor:
     """a [n] of one candidate over n real behaviours, with z concatenated as the equation has it."""
     first_ZH = torch.cat(list(layer.first), dim=0)
-    values = []
+    bias = 0.0 if layer.second_bias is None else layer.second_bias
+    scores = []
     for k_j in k:
         z = torch.cat([q - k_j, q * k_j, m - k_j, m * k_j])
         hidden = 1 / (1 + torch.exp(-(z @ first_ZH + layer.first_bias)))
-        values.append(1 / (1 + torch.exp(-(hidden @ layer.second + layer.second_bias))))
-    return torch.stack(values) if values else k.new_zeros(0)
+        scores.append(hidden @ layer.second + bias)
+    if not scores:
+        return k.new_zeros(0)
+    l = torch.stack(scores)  # noqa: E741
+    powers = torch.exp(l - l.max())
+    return {
+        "sigmoid": 1 / (1 + torch.exp(-l)),
+        "scaled_sigmoid": 1 / (1 + torch.exp(-l / math.sqrt(len(q)))),
+        "softmax": powers / powers.sum(),
+        "softmax_eps": powers / (powers.sum() + 0.01),
+    }[layer.kind]
 
 
 def slow_cell(cell: MemoryCell, u: Tensor, m: Tensor) -> Tensor:
     """One state, gate by gate, number by number."""
-    D = len(m)
+    D, inputs = len(m), len(u) + len(m)
     x = [*u.tolist(), *m.tolist()]
-    gates = [sum(x[i] * cell.gates[i, j].item() for i in range(2 * D)) + cell.gates_bias[j].item() for j in range(2 * D)]
+    gates = [sum(x[i] * cell.gates[i, j].item() for i in range(inputs)) + cell.gates_bias[j].item() for j in range(2 * D)]
     reset, keep = ([1 / (1 + math.exp(-v)) for v in part] for part in (gates[:D], gates[D:]))
     y = [*u.tolist(), *(r * v for r, v in zip(reset, m.tolist(), strict=True))]
-    candidate = [math.tanh(sum(y[i] * cell.candidate[i, j].item() for i in range(2 * D)) + cell.candidate_bias[j].item()) for j in range(D)]
+    candidate = [math.tanh(sum(y[i] * cell.candidate[i, j].item() for i in range(inputs)) + cell.candidate_bias[j].item()) for j in range(D)]
     return torch.tensor([g * old + (1 - g) * new for g, old, new in zip(keep, m.tolist(), candidate, strict=True)], dtype=m.dtype)
 
 
 def slow_read(model: SAM, keys_BLD: Tensor, lengths_B: Tensor, query_BCD: Tensor) -> Tensor:
-    """o [B, C, P(R + D)], request by request and candidate by candidate."""
+    """o, request by request and candidate by candidate; keys stand newest first."""
     settings, outputs = model.settings, []
     for keys, n, queries in zip(keys_BLD, lengths_B.tolist(), query_BCD, strict=True):
         k = keys[:n]
@@ -76,12 +93,19 @@ def slow_read(model: SAM, keys_BLD: Tensor, lengths_B: Tensor, query_BCD: Tensor
                 layer = attention(model, i)
                 a = slow_weights(layer, k, q, m if settings.feedback else q)
                 u = sum((weight * row for weight, row in zip(a, k, strict=True)), torch.zeros_like(q))
-                scale = {"none": 1.0, "sqrt": math.sqrt(max(1, n)), "mean": 1 + a.sum()}[settings.read_scale]
-                m = slow_cell(model.cell, u / scale, m)
+                if settings.read_scale == "norm":
+                    u = (u - u.mean()) / torch.sqrt(u.var(unbiased=False) + 1e-5)
+                else:
+                    u = u / {"none": 1.0, "sqrt": math.sqrt(max(1, n)), "mean": 1 + a.sum()}[settings.read_scale]
+                m = slow_cell(model.cell, u, m)
                 if layer.compress is not None and layer.compress_bias is not None:
-                    newest_first = a.flip(0)[: len(layer.compress)]
-                    parts.append(torch.relu(newest_first @ layer.compress[: len(newest_first)] + layer.compress_bias))
+                    newest = a[: len(layer.compress)]
+                    parts.append(torch.relu(newest @ layer.compress[: len(newest)] + layer.compress_bias))
                 parts.append(m)
+            if model.enhance is not None:
+                for V, v in zip(model.enhance.steps, model.enhance.steps_bias, strict=True):
+                    m = slow_cell(model.enhance.cell, torch.cat([m @ V + v, q]), m)
+                parts = [*([parts[-2]] if settings.compression else []), m]
             outputs.append(torch.cat(parts))
     return torch.stack(outputs).view(*query_BCD.shape[:2], -1)
 
@@ -89,7 +113,21 @@ def slow_read(model: SAM, keys_BLD: Tensor, lengths_B: Tensor, query_BCD: Tensor
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"feedback": False}, {"passes": 1}, {"compression": 0}, {"read_scale": "sqrt"}, {"read_scale": "mean"}, {"max_history": 5}],
+    [
+        {},
+        {"feedback": False},
+        {"passes": 1},
+        {"compression": 0},
+        {"read_scale": "sqrt"},
+        {"read_scale": "mean"},
+        {"read_scale": "norm"},
+        {"max_history": 5},
+        {"enhancement": 3},
+        {"enhancement": 1, "compression": 0, "passes": 2},
+        {"attention_weights": "scaled_sigmoid"},
+        {"attention_weights": "softmax"},
+        {"attention_weights": "softmax_eps"},
+    ],
     ids=lambda c: "-".join(f"{k}={v}" for k, v in c.items()) or "paper",
 )
 def test_read_equals_the_slow_twin(changes: dict[str, Any], shape: tuple[int, int, int]) -> None:
@@ -108,7 +146,7 @@ def test_factored_equals_concatenated_in_float32() -> None:
     random = draws(3)
     keys_BLD, query_BCD, memory_BCD = (torch.randn(1, n, 32, generator=random) for n in (1000, 5, 5))
     with torch.no_grad():
-        fast_CL = layer.weights(keys_BLD, torch.ones(1, 1000, dtype=torch.bool), query_BCD, memory_BCD)[0]
+        fast_CL = layer(keys_BLD, torch.ones(1, 1000, dtype=torch.bool), query_BCD, memory_BCD)[0][0]
         k, q, m = keys_BLD[0].unsqueeze(0), query_BCD[0].unsqueeze(1), memory_BCD[0].unsqueeze(1)
         z = torch.cat([q - k, q * k, m - k, m * k], dim=-1)
         slow_CL = torch.sigmoid(torch.sigmoid(z @ layer.first.flatten(0, 1) + layer.first_bias) @ layer.second + layer.second_bias)
@@ -143,17 +181,11 @@ def test_cell_is_the_textbook_one_while_the_reset_gate_is_open() -> None:
 
 
 @pytest.mark.parametrize("feedback", [True, False])
-def test_feedback_is_a_gradient_from_the_second_pass_to_the_first(feedback: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """d a_2 / d (pass 1's parameters), a_2 caught in the model's own forward: not zero with feedback, not even an edge of the graph without."""
-    model, caught, original = make_sam(feedback=feedback, passes=2), [], AttentionPass.weights
-
-    def weights(layer: AttentionPass, *inputs: Tensor) -> Tensor:
-        caught.append(original(layer, *inputs))
-        return caught[-1]
-
-    monkeypatch.setattr(AttentionPass, "weights", weights)
-    model.read(*random_inputs(model, (3, 9, 2), seed=1))
-    gradients = torch.autograd.grad(caught[1].sum(), [attention(model, 0).first, attention(model, 0).second], allow_unused=True)
+def test_feedback_is_a_gradient_from_the_second_pass_to_the_first(feedback: bool) -> None:
+    """d a_2 / d (pass 1's parameters): not zero with feedback, not even an edge of the graph without."""
+    model = make_sam(feedback=feedback, passes=2)
+    _, a_2 = model.attention_weights(*make_request())
+    gradients = torch.autograd.grad(a_2.sum(), [attention(model, 0).first, attention(model, 0).second], allow_unused=True)
     if feedback:
         assert all(g is not None and g.abs().max() > 1e-8 for g in gradients)
     else:
@@ -188,13 +220,19 @@ def test_hand_set_weights_follow_a_pointer_only_with_feedback() -> None:
     for feedback in (True, False):
         model = pointer_model(feedback)
         with torch.no_grad():
-            m_1, m_2 = model.read(keys_BLD, padding_mask(lengths_B, 4), lengths_B, query_BCD)
+            (a_1, m_1), (a_2, m_2) = model._passes(keys_BLD, padding_mask(lengths_B, 4), lengths_B, query_BCD)
+        assert a_1[0].argmax(-1).tolist() == [0, 1, 2, 3]
         assert m_1[0, :, :4].argmax(-1).tolist() == [points_to[i] for i in range(4)]
         two_hops = [points_to[points_to[i]] for i in range(4)]
-        if feedback:
+        if feedback:  # the second pass's weight peaks at the item that the first one's named
+            assert a_2[0].argmax(-1).tolist() == [points_to[i] for i in range(4)]
+            assert a_2[0, torch.arange(4), [points_to[i] for i in range(4)]].min() > 0.99
+            assert a_2[0].sum() < 4.01
             assert m_2[0, :, :4].argmax(-1).tolist() == two_hops
             assert m_2[0, torch.arange(4), two_hops].min() > 0.99
-        else:
+        else:  # it reads what the first one read
+            assert a_2[0].argmax(-1).tolist() == [0, 1, 2, 3]
+            assert a_2[0, torch.arange(4), [points_to[i] for i in range(4)]].max() < 1e-6
             assert m_2[0, torch.arange(4), two_hops].max() < 0.5
 
 
@@ -205,7 +243,8 @@ def test_forced_weights(bias: float, weight: float) -> None:
     keys_BLD, mask_BL, lengths_B, query_BCD = random_inputs(model, (3, 9, 2), seed=1)
     with torch.no_grad():
         attention(model, 0).second_bias.fill_(bias)
-        weights_BCL = attention(model, 0).weights(keys_BLD, mask_BL, query_BCD, query_BCD)
+        weights_BCL, read_BCD = attention(model, 0)(keys_BLD, mask_BL, query_BCD, query_BCD)
+        torch.testing.assert_close(read_BCD, weight * keys_BLD.sum(1, keepdim=True).expand_as(read_BCD), **CLOSE)
         assert torch.equal(weights_BCL, (weight * mask_BL.double()).unsqueeze(1).expand_as(weights_BCL))
         (memory_BCD,) = model.read(keys_BLD, mask_BL, lengths_B, query_BCD)
         torch.testing.assert_close(memory_BCD, model.cell(weight * keys_BLD.sum(1, keepdim=True).expand_as(query_BCD), query_BCD), **CLOSE)
@@ -234,14 +273,31 @@ def test_order_matters_only_to_the_compression() -> None:
 
 
 def test_compression_counts_from_the_newest() -> None:
-    """Users whose newest events have the same weights get the same s, however long their histories; Wc may be longer or shorter than L."""
-    layer = attention(make_sam(max_history=4), 0)
+    """Events older than Wc has rows for change s_1 no more; newer ones do. Wc may be longer or shorter than L."""
+    history, candidates = make_history(4, (9,)), make_candidates(4, (3,))
+
+    def first_s(model: SAM, changed: int) -> Tensor:
+        items_BL = history.items_BL.clone()
+        items_BL[0, changed] = items_BL[0, changed] % SIZES.items + 1
+        keys_BLD, mask_BL, query_BCD = model._embedded(replace(history, items_BL=items_BL), candidates)
+        return model.read(keys_BLD, mask_BL, history.lengths_B, query_BCD)[0]
+
     with torch.no_grad():
-        short = layer.compressed(torch.tensor([[[0.3, 0.8]]]).double(), torch.tensor([2]))
-        padded = layer.compressed(torch.tensor([[[0.3, 0.8, 0.0, 0.0, 0.0]]]).double(), torch.tensor([2]))
-        old = layer.compressed(torch.tensor([[[0.9, 0.9, 0.0, 0.0, 0.3, 0.8]]]).double(), torch.tensor([6]))
-    torch.testing.assert_close(short, padded, **CLOSE)
-    torch.testing.assert_close(short, old, **CLOSE)
+        short, long = make_sam(max_history=4), make_sam(max_history=20)
+        same = first_s(short, 0)
+        for place in range(5):
+            assert torch.equal(first_s(short, place), same), place
+        for place in range(5, 9):
+            assert not torch.equal(first_s(short, place), same), place
+        assert not torch.equal(first_s(long, 0), first_s(long, 1))
+
+
+def test_users_with_the_same_newest_events_have_the_same_s() -> None:
+    layer = attention(make_sam(max_history=2), 0)
+    with torch.no_grad():
+        short = layer.compressed(torch.tensor([[[0.8, 0.3]]]).double())
+        long = layer.compressed(torch.tensor([[[0.8, 0.3, 0.9, 0.9, 0.0]]]).double())
+    torch.testing.assert_close(short, long, **CLOSE)
 
 
 def test_more_rows_for_the_compression_change_nothing() -> None:
@@ -272,21 +328,82 @@ def test_few_weights_at_first() -> None:
         model = make_sam(attention_init=init, max_history=1000)
         keys_BLD, mask_BL, _, query_BCD = random_inputs(model, (1, 50, 4), seed=1)
         with torch.no_grad():
-            mean = attention(model, 0).weights(keys_BLD, mask_BL, query_BCD, query_BCD).mean().item()
+            mean = attention(model, 0)(keys_BLD, mask_BL, query_BCD, query_BCD)[0].mean().item()
         assert low < mean < high
 
 
+@pytest.mark.parametrize(("name", "expected"), VARIANTS.items())
+def test_variants_have_the_papers_sizes(name: str, expected: dict[str, int]) -> None:
+    """Parameters of each part at D = 32, L = 1,000, and what the head is given beside the query and six statistics."""
+    changes = {"sam_2p": {"passes": 2}, "sam_3p": {"passes": 3}, "sam_3p_plus": {"passes": 3, "enhancement": 3}}[name]
+    model = SAM(SAMSettings(max_history=1000, **changes), SIZES)
+    sizes = {key: value.numel() for key, value in model.named_parameters()}
+    of = {
+        "attention": sum(n for key, n in sizes.items() if key.startswith("passes") and "compress" not in key),
+        "cell": sum(n for key, n in sizes.items() if key.startswith("cell")),
+        "compression": sum(n for key, n in sizes.items() if "compress" in key),
+        "steps": sum(n for key, n in sizes.items() if key.startswith("enhance.steps")),
+        "cell_out": sum(n for key, n in sizes.items() if key.startswith("enhance.cell")),
+        "output": len(model.head.norm.scale) - 32 - 6,
+    }
+    assert of == expected
+
+
+def test_shown_weights_are_those_that_were_used() -> None:
+    """Oldest first, as the history is; 0 on padding. Pooling with them gives what the first pass reads."""
+    model, (history, candidates, context) = make_sam(), make_request()
+    mask_BL = padding_mask(history.lengths_B, 9)
+    with torch.no_grad():
+        shown = model.attention_weights(history, candidates, context)
+        keys_BLD, _, query_BCD = model._embedded(history, candidates)
+        used = [a for a, _ in model._passes(keys_BLD, mask_BL, history.lengths_B, query_BCD)]
+        read = shown[0] @ model.embedding.keys(history, mask_BL)
+    assert [a.shape for a in shown] == [(5, 6, 9)] * 3
+    for a, b in zip(shown, used, strict=True):
+        for user, n in enumerate(history.lengths_B.tolist()):
+            assert torch.equal(a[user, :, :n], b[user, :, :n].flip(-1))
+            assert not a[user, :, n:].any()
+    torch.testing.assert_close(read, used[0] @ keys_BLD, **CLOSE)
+
+
+def test_health_is_entropy_and_mass_by_pass() -> None:
+    """Against a loop over real candidates of users with a history; nothing to tell where nobody has one."""
+    model, (history, candidates, context) = make_sam(), make_request()
+    found = model.health(history, candidates, context)
+    assert list(found) == [f"attention_{kind}_{i}" for i in (1, 2, 3) for kind in ("entropy", "mass")]
+    for i, a_BCL in enumerate(model.attention_weights(history, candidates, context), start=1):
+        entropies, masses = [], []
+        for user, (n, shown) in enumerate(zip(history.lengths_B.tolist(), candidates.lengths_B.tolist(), strict=True)):
+            for a in a_BCL[user, :shown, :n].tolist() if n else []:
+                masses.append(sum(a))
+                entropies.append(-sum(x / masses[-1] * math.log2(x / masses[-1]) for x in a))
+        assert found[f"attention_entropy_{i}"] == pytest.approx(sum(entropies) / len(entropies))
+        assert found[f"attention_mass_{i}"] == pytest.approx(sum(masses) / len(masses))
+    assert model.health(make_history(0, (0, 0)), make_candidates(0, (2, 1)), make_context(0, 2)) == {}
+
+
+def test_sums_are_float32_under_autocast() -> None:
+    """10,000 equal behaviours. bfloat16 has 8 bits: a sum that was rounded to it once, or made of rounded keys, would be wrong by 1e-3."""
+    model = make_sam(passes=1, compression=0).float()
+    keys_BLD = torch.full((1, 10_000, model.embedding.width), 1.001)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        a_BCL, read_BCD = attention(model, 0)(keys_BLD, torch.ones(1, 10_000, dtype=torch.bool), keys_BLD[:, :2], keys_BLD[:, :2])
+    assert a_BCL.dtype == read_BCD.dtype == torch.float32
+    torch.testing.assert_close(read_BCD, (a_BCL.double().sum(-1, keepdim=True) * 1.001).float().expand_as(read_BCD), rtol=3e-4, atol=0)
+
+
 class Largest(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor made."""
+    """Remembers the number of elements of the largest tensor made, and of all together."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.elements = 0
+        self.elements = self.all = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor) and out.untyped_storage().nbytes() >= out.numel() * out.element_size():
             self.elements = max(self.elements, out.numel())
+            self.all += out.numel()
         return out
 
 
@@ -298,4 +415,19 @@ def test_nothing_larger_than_the_hidden_layer_is_made(length: int) -> None:
     history, candidates = make_history(0, (length, length - 3)), make_candidates(0, (30, 7))
     with Largest() as largest:
         model(history, candidates, make_context(0, 2)).sum().backward()
-    assert largest.elements == 2 * 30 * 5 * length
+    assert largest.elements == 2 * 30 * (5 + 1) * length  # backward: the hidden layer and the weights, side by side
+
+
+def test_work_is_linear_in_the_history() -> None:
+    """Log-log slope over L = 500 … 8,000 of all numbers that a training step makes, and of the largest tensor."""
+    lengths, made, largest = [500, 1000, 2000, 4000, 8000], [], []
+    for length in lengths:
+        model = SAM(SAMSettings(max_history=length, hidden=(8,)), SIZES)
+        with Largest() as seen:
+            model(make_history(0, (length,)), make_candidates(0, (4,)), make_context(0, 1)).sum().backward()
+        made.append(math.log(seen.all))
+        largest.append(math.log(seen.elements))
+    x = [math.log(length) for length in lengths]
+    for y in (made, largest):
+        slope = sum((a - sum(x) / 5) * (b - sum(y) / 5) for a, b in zip(x, y, strict=True)) / sum((a - sum(x) / 5) ** 2 for a in x)
+        assert 0.9 < slope < 1.1

@@ -7,19 +7,24 @@ z W + b = k · w(q) + b(q), so one matrix product of K [B, L, D] with w [B, C, H
 history tiled to [B, C, L, D] nor the features [B, C, L, 4D] are ever built (the identity is checked in the tests).
 """
 
+import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-CHUNK_BYTES = 64 << 20  # hidden layer of one block of candidates, where no gradient is asked for
+Normaliser = Literal["linear", "sigmoid", "softmax", "softmax_eps"]
+
+SOFTMAX_EPSILON = 0.01
+CHUNK_BYTES = 64 << 20  # what one block of candidates may take, where no gradient is asked for
 
 
 def pair_hidden(keys_BLD: Tensor, weights_BCHD: Tensor, bias_BCH: Tensor) -> Tensor:
-    """[B, C, H, L]: k_l · w_ch + b_ch for every pair. L·C·H·D multiply-adds in one matrix product a request."""
+    """[B, C, H, L]: sigmoid(k_l · w_ch + b_ch) for every pair. L·C·H·D multiply-adds in one matrix product a request."""
     (B, C, H, D), L = weights_BCHD.shape, keys_BLD.shape[1]
     flat = torch.baddbmm(bias_BCH.reshape(B, C * H, 1), weights_BCHD.reshape(B, C * H, D), keys_BLD.transpose(1, 2))
-    return flat.view(B, C, H, L)
+    return flat.view(B, C, H, L).sigmoid_()
 
 
 def pair_dense(hidden_BCHL: Tensor, weights_OH: Tensor) -> Tensor:
@@ -28,14 +33,47 @@ def pair_dense(hidden_BCHL: Tensor, weights_OH: Tensor) -> Tensor:
     return torch.bmm(weights_OH.expand(B * C, -1, -1), hidden_BCHL.reshape(B * C, H, L)).view(B, C, -1, L)
 
 
+def candidate_blocks(candidates: int, bytes_of_one: int) -> list[slice]:
+    """Candidates cut so that a block takes CHUNK_BYTES at most; all at once where a gradient is asked for, which would keep every block anyway."""
+    block = candidates if torch.is_grad_enabled() else min(candidates, CHUNK_BYTES // max(1, bytes_of_one))
+    return [slice(start, start + max(1, block)) for start in range(0, max(1, candidates), max(1, block))]
+
+
 def blockwise(score: Callable[[Tensor, Tensor], Tensor], weights_BCHD: Tensor, bias_BCH: Tensor, length: int) -> Tensor:
     """`score(weights, bias)` → [B, C, L], over blocks of candidates small enough to hold their hidden layer in CHUNK_BYTES."""
     B, C, H, _ = weights_BCHD.shape
-    block = max(1, CHUNK_BYTES // max(1, B * H * length * weights_BCHD.element_size()))
-    if torch.is_grad_enabled() or block >= C:
+    blocks = candidate_blocks(C, B * H * length * weights_BCHD.element_size())
+    if len(blocks) == 1:
         return score(weights_BCHD, bias_BCH)
-    blocks = zip(weights_BCHD.split(block, dim=1), bias_BCH.split(block, dim=1), strict=True)
-    return torch.cat([score(weights, bias) for weights, bias in blocks], dim=1)
+    return torch.cat([score(weights_BCHD[:, block], bias_BCH[:, block]) for block in blocks], dim=1)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """What is added up over a long history is added up in float32, whatever autocast says of the layers before."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def normalised(scores_BCL: Tensor, mask_BL: Tensor, kind: Normaliser, scale: float = 1.0) -> Tensor:
+    """Weights of `scale` times the scores, in float32 at least: exactly 0 on padding, and all 0 (neither NaN nor uniform) for an empty history.
+
+    linear: the scores themselves; sigmoid: independent weights in (0, 1); softmax: of sum 1; softmax_eps: exp(l - max) / (Σ exp(l - max) + 0.01).
+    """
+    scores_BCL, padded_B1L = at_least_float32(scores_BCL) * scale, ~mask_BL.unsqueeze(1)
+    if kind == "linear":
+        return scores_BCL.masked_fill_(padded_B1L, 0)
+    if kind == "sigmoid":
+        return scores_BCL.masked_fill_(padded_B1L, -math.inf).sigmoid_()
+    scores_BCL = scores_BCL.masked_fill_(padded_B1L, torch.finfo(scores_BCL.dtype).min)
+    if kind == "softmax":
+        return scores_BCL.softmax(-1).masked_fill(padded_B1L, 0)
+    powers_BCL = (scores_BCL - scores_BCL.amax(-1, keepdim=True).detach()).exp().masked_fill(padded_B1L, 0)
+    return powers_BCL / (powers_BCL.sum(-1, keepdim=True) + SOFTMAX_EPSILON)
+
+
+def pooled(weights_BCL: Tensor, keys_BLD: Tensor) -> Tensor:
+    """u [B, C, D] = Σ_l a_l k_l, in float32 at least: a sum over thousands of events, all of one sign, is what half precision is worst at."""
+    with torch.autocast(keys_BLD.device.type, enabled=False):
+        return at_least_float32(weights_BCL) @ at_least_float32(keys_BLD)
 
 
 def glorot(*shape: int, inputs: int, outputs: int) -> nn.Parameter:

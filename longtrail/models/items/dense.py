@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from longtrail.models.lookup import look_up
 
 
 class DenseItems(nn.Module):
@@ -21,7 +22,7 @@ class DenseItems(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """int64 [...] → [..., D]."""
-        return functional.embedding(known(ids, self.items), self.table, padding_idx=0)
+        return look_up(self.table, known(ids, self.items))
 
     def vectors(self) -> Tensor:
         """[N + 1, D]: row i is item i. Give row 0 no gradient: use `vectors()[1:]` in a loss."""

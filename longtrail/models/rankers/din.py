@@ -12,7 +12,6 @@ candidate set without tiling (attention/pointwise.py), the action in the behavio
 BatchNorm + PReLU (models/head.py).
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from longtrail.config import DINSettings
-from longtrail.models.attention.pointwise import blockwise, glorot, pair_dense, pair_hidden
+from longtrail.models.attention.fused import PairLayer, attend
+from longtrail.models.attention.pointwise import Normaliser, blockwise, glorot, normalised, pair_dense, pair_hidden, pooled
 from longtrail.models.contracts import Candidates, Context, History, Sizes
 from longtrail.models.embedding import BehaviourEmbedding
 from longtrail.models.head import Head
@@ -30,7 +30,7 @@ from longtrail.models.masks import padding_mask
 class TargetAttention(nn.Module):
     """Attention weights of every (candidate, behaviour) pair. `first` holds W1 [4D, H] as its four blocks of D rows, in the order of z."""
 
-    def __init__(self, width: int, hidden: Sequence[int], kind: str) -> None:
+    def __init__(self, width: int, hidden: Sequence[int], kind: Normaliser) -> None:
         super().__init__()
         self.kind = kind
         self.first = glorot(4, width, hidden[0], inputs=4 * width, outputs=hidden[0])
@@ -41,26 +41,24 @@ class TargetAttention(nn.Module):
         self.last = glorot(hidden[-1], inputs=hidden[-1], outputs=1)
         self.last_bias = nn.Parameter(torch.zeros(()))
 
-    def forward(self, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor) -> Tensor:
-        """a [B, C, L]; exactly 0 on padding, and all 0 for an empty history."""
+    def forward(self, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor) -> tuple[Tensor, Tensor]:
+        """a [B, C, L], exactly 0 on padding and all 0 for an empty history, and u [B, C, D]."""
         plain_q, plain_k, minus, times = self.first.transpose(1, 2)  # each [H, D]
         weights_BCHD = query_BCD.unsqueeze(2) * times + (plain_k - minus)
         bias_BCH = query_BCD @ (plain_q + minus).T + self.first_bias
+        scale = keys_BLD.shape[-1] ** -0.5 if self.kind == "softmax" else 1.0
+        if not self.middle:
+            return attend(keys_BLD, mask_BL, PairLayer(weights_BCHD, bias_BCH, self.last, self.last_bias, self.kind, scale))
 
         def score(weights: Tensor, bias: Tensor) -> Tensor:
-            hidden_BCHL = pair_hidden(keys_BLD, weights, bias).sigmoid_()
+            hidden_BCHL = pair_hidden(keys_BLD, weights, bias)
             for middle, middle_bias in zip(self.middle, self.middle_bias, strict=True):
                 hidden_BCHL = pair_dense(hidden_BCHL, middle).add_(middle_bias).sigmoid_()
             return pair_dense(hidden_BCHL, self.last.unsqueeze(0)).squeeze(2)
 
         scores_BCL = blockwise(score, weights_BCHD, bias_BCH, keys_BLD.shape[1]).add_(self.last_bias)
-        padded_B1L = ~mask_BL.unsqueeze(1)
-        if self.kind == "sigmoid":
-            return scores_BCL.masked_fill_(padded_B1L, -math.inf).sigmoid_()
-        if self.kind == "softmax":  # a finite floor, then zeros: an all-padding row becomes 0, not NaN
-            scores_BCL = scores_BCL.mul_(keys_BLD.shape[-1] ** -0.5).masked_fill_(padded_B1L, torch.finfo(scores_BCL.dtype).min)
-            return scores_BCL.softmax(-1).masked_fill(padded_B1L, 0)
-        return scores_BCL.masked_fill_(padded_B1L, 0)
+        a_BCL = normalised(scores_BCL, mask_BL, self.kind, scale)
+        return a_BCL, pooled(a_BCL, keys_BLD)
 
 
 class DIN(nn.Module):
@@ -80,5 +78,10 @@ class DIN(nn.Module):
         mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])
         keys_BLD = self.embedding.keys(history, mask_BL)
         query_BCD = self.embedding.queries(candidates)
-        read_BCD = self.attention(keys_BLD, mask_BL, query_BCD) @ keys_BLD
+        _, read_BCD = self.attention(keys_BLD, mask_BL, query_BCD)
         return self.head([query_BCD, read_BCD, query_BCD * read_BCD], candidates.statistics_BCF, context.statistics_BG, mask_BC)
+
+    def attention_weights(self, history: History, candidates: Candidates, context: Context) -> list[Tensor]:
+        """[a], [B, C, L]; 0 on padding."""
+        mask_BL = padding_mask(history.lengths_B, history.items_BL.shape[1])
+        return [self.attention(self.embedding.keys(history, mask_BL), mask_BL, self.embedding.queries(candidates))[0]]

