@@ -1,0 +1,138 @@
+"""A model that goes on from the newest days, beside the same model as it was and one trained again from nothing. Quality and cost, on real data.
+
+    python -m benchmarks.incremental                                    # MovieLens-1M, about half an hour on 2 cores
+    python -m benchmarks.incremental --source ml-100k --models sasrec
+
+A log is cut at an instant: the model before it was trained on what had happened by then (`as it was`). Then more of the log comes. `goes on` learns
+from the newer part alone, from those weights; `from nothing` learns from all of it. All three are judged on the same later requests, which none of
+them has seen, over the same grown catalogue.
+"""
+
+import logging
+import platform
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import typer
+import yaml
+from pydantic import TypeAdapter
+
+from components.build_features import build_features
+from components.command import run
+from components.ingest import ingest
+from components.train import git_commit
+from components.validate import validate
+from longtrail.config import EvaluationSettings, Model, TrainingSettings
+from longtrail.evaluation import evaluate
+from longtrail.files import hash_path, write_json
+
+log = logging.getLogger("incremental")
+
+METRICS = {"ranking": ("auc", "gauc", "request_gauc"), "retrieval": ("ndcg@10", "recall@10")}
+
+COLUMNS = {name: name for name in ("user", "item", "timestamp", "action", "value", "category")}
+MODELS = """
+sasrec: {stage: retrieval, kind: sasrec, width: 64, dropout: 0.2, max_history: 100, batch_size: 64, max_epochs: 15, patience: 3}
+sasrec_recjpq: {stage: retrieval, kind: sasrec, width: 64, dropout: 0.2, max_history: 100, batch_size: 64, max_epochs: 15, patience: 3, items: {kind: recjpq, splits: 8}}
+din: {stage: ranking, kind: din, hidden: [64, 32], attention_hidden: [8], max_history: 100, dropout: 0.2, weight_decay: 0.1, max_epochs: 2, patience: 1}
+sam: {stage: ranking, kind: sam, hidden: [64, 32], max_history: 100, dropout: 0.2, weight_decay: 0.1, read_scale: sqrt, max_epochs: 2, patience: 1}
+"""  # noqa: E501
+
+
+def incremental(
+    source: Annotated[str, typer.Option(help="MovieLens: a variant or its zip")] = "../shared/data/ml-1m.zip",
+    models: Annotated[list[str] | None, typer.Option(help="of those above; default: all")] = None,
+    cut: Annotated[float, typer.Option(help="share of the log that the first model knows; the step of one update is what comes until 0.8")] = 0.75,
+    out: Annotated[Path, typer.Option()] = Path("build/benchmarks/incremental.json"),
+) -> None:
+    """Train, go on, train again; print what each costs and is worth."""
+    with tempfile.TemporaryDirectory() as scratch:
+        params = Path(scratch) / "params.yaml"
+        params.write_text(yaml.safe_dump({"dataset": {"kind": "movielens", "source": source}}), encoding="utf-8")
+        ingest(params, Path(scratch) / "tables")
+        events = _events(Path(scratch) / "tables")
+        # A tenth of what the first model is given is for choosing its epochs, as in the whole log.
+        early = events[events["timestamp"] < events["timestamp"].quantile(cut / 0.9, interpolation="nearest")]
+        first = _features(Path(scratch) / "first", early, {"valid_share": 0.1, "test_share": 0.001})
+        whole = _features(Path(scratch) / "whole", events, {"valid_share": 0.1, "test_share": 0.1})
+        rows = [row for name in models or yaml.safe_load(MODELS) for row in _compare(name, first, whole)]
+    machine = f"{platform.machine()}, {platform.processor() or 'CPU'}"
+    write_json(
+        out, {"made": made, "commit": git_commit(), "machine": machine, "source": source, "rows": rows}
+    )
+    typer.echo(pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+
+
+def _features(folder: Path, events: pd.DataFrame, split: dict[str, float]) -> Path:
+    """The features folder of one state of the log."""
+    folder.mkdir(parents=True)
+    events.to_parquet(folder / "log.parquet")
+    dataset = {"kind": "event_log", "source": str(folder / "log.parquet"), "columns": COLUMNS, "timestamp_unit": "us", "like_from": 4.0}
+    loose = {"max_new_item_share": 1.0, "max_duplicate_share": 1.0}
+    params = folder / "params.yaml"
+    params.write_text(yaml.safe_dump({"dataset": dataset, "split": split, "validation": loose}), encoding="utf-8")
+    ingest(params, folder / "tables")
+    validate(folder / "tables", params, folder / "validation")
+    build_features(folder / "tables", folder / "validation", params, folder / "features")
+    return folder / "features"
+
+
+def _events(tables: Path) -> pd.DataFrame:
+    """The log again, with its raw keys: dense ids are given in order of appearance, so an earlier state of the log gives the same ones."""
+    rows = pq.read_table(tables / "interactions.parquet").to_pandas()
+    users, items = (pq.read_table(tables / f"{name}s.parquet").to_pandas().set_index(f"{name}_id") for name in ("user", "item"))
+    columns = {
+        "user": users.loc[rows["user_id"], "user_key"].to_numpy(),
+        "item": items.loc[rows["item_id"], "item_key"].to_numpy(),
+        "timestamp": rows["timestamp"].to_numpy().astype("datetime64[us]").astype("int64"),
+        "action": rows["action"],
+        "value": rows["value"],
+        "category": items.loc[rows["item_id"], "category"].to_numpy(),
+    }
+    return pd.DataFrame(columns)
+
+
+def _compare(name: str, first: Path, whole: Path) -> list[dict[str, Any]]:
+    """A row for each of the three ways to have a model of today."""
+    from longtrail.examples import FeatureSet
+    from longtrail.models.registry import build_model
+    from longtrail.models.store import LoadedModel, ModelCard
+    from longtrail.training import train
+    from longtrail.training.continuing import continue_from
+
+    model = TypeAdapter(Model).validate_python(yaml.safe_load(MODELS)[name])
+    early, late = FeatureSet.open(first), FeatureSet.open(whole)
+    training, rows = TrainingSettings(), []
+
+    def loaded(module: Any, features: FeatureSet) -> LoadedModel:
+        card = ModelCard(name=name, settings=model, sizes=features.sizes, actions=features.actions, prior_click_rate=features.prior_click_rate)
+        return LoadedModel(module=module, card=card)
+
+    def trained(features: FeatureSet, folder: Path, **more: Any) -> tuple[LoadedModel, float, int]:
+        began = time.process_time()
+        found = train(features, model, name, training, data=hash_path(folder / "features.json"), **more)
+        return loaded(found.module, features), (time.process_time() - began) / 60, len(found.curve)
+
+    def add(way: str, result: LoadedModel, minutes: float, epochs: int) -> None:
+        judged = evaluate(result, late, "test", EvaluationSettings(k=(10,), replicates=1))
+        metrics = {metric: judged.metrics[metric].value for metric in METRICS[model.stage]}
+        rows.append({"model": name, "way": way, **metrics, "CPU minutes": minutes, "epochs": epochs})
+        log.info("%s", rows[-1])
+
+    previous, minutes, epochs = trained(early, first)
+    grown = build_model(model, late.sizes)
+    continue_from(grown, late, previous, seed=training.seed)  # so that all are judged over one catalogue; no step is taken
+    add("as it was", loaded(grown.eval(), late), minutes, epochs)
+    since = round(datetime.fromisoformat(early.meta["split"]["valid_from"]).timestamp() * 1e6)
+    add("goes on", *trained(late, whole, since=since, previous=previous))
+    add("from nothing", *trained(late, whole))
+    return rows
+
+
+if __name__ == "__main__":
+    run(incremental)
