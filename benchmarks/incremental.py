@@ -62,9 +62,8 @@ def incremental(
         whole = _features(Path(scratch) / "whole", events, {"valid_share": 0.1, "test_share": 0.1})
         rows = [row for name in models or yaml.safe_load(MODELS) for row in _compare(name, first, whole)]
     machine = f"{platform.machine()}, {platform.processor() or 'CPU'}"
-    write_json(
-        out, {"made": made, "commit": git_commit(), "machine": machine, "source": source, "rows": rows}
-    )
+    made = datetime.now(UTC).isoformat(timespec="minutes")
+    write_json(out, {"made": made, "commit": git_commit(), "machine": machine, "source": source, "rows": rows})
     typer.echo(pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.4f}"))
 
 
