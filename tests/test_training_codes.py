@@ -182,7 +182,7 @@ def test_later_items_land_beside_the_items_of_their_group(how: Any) -> None:
     padded_UN = csr_matrix(np.concatenate([np.zeros((400, 1)), matrix_UN.toarray()], axis=1))
     found_NM = extend_codes(old.codes_NM, old.levels_Mb, padded_UN, seed=0)
     away = np.abs(found_NM[241:].astype(int) - whole.codes_NM[241:].astype(int)).mean()
-    assert away < 0.6 * 64 / 3  # two uniform codes are a third of 64 apart on average
+    assert away < 0.4 * 64 / 3  # two uniform codes are a third of 64 apart on average
 
 
 def test_later_items_that_nobody_touched_are_coded_by_chance() -> None:

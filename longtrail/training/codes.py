@@ -123,25 +123,30 @@ def bpr_components(matrix_UN: csr_matrix, components: int, *, seed: int) -> Floa
 def extend_codes(codes_NM: Codes, levels_Mb: NDArray[np.float32], matrix_UN: csr_matrix, *, seed: int) -> Codes:
     """Codes for items that came later, those of the older ones as they are: [N' + 1, M] of codes [N + 1, M] and interactions [U, N' + 1].
 
-    Ours. A new item's component is that of the users who touched it, a user's that of the older items they touched (each read from its code:
-    `levels_Mb`): the projection Mᵀ M v / σ² by which a singular vector is continued to a new column, where σ² is whatever fits the older items
-    best in these interactions. It takes the code whose level is nearest. An item that no user of older items touched is coded by chance.
-    For codes of BPR the same rule is a heuristic.
+    Ours. A user's component is the sum over the older items they touched (each read from its code: `levels_Mb`), a new item's is told by its users':
+    a line through their sum and their mean, as fits the older items best. For a singular vector v that is the projection Mᵀ M v / σ² by which it is
+    continued to a new column (the mean then has no say); factors of BPR lie in the mean. The item takes the code whose level is nearest. An item
+    that no user of older items touched is coded by chance.
     """
     rng = np.random.default_rng(seed)
     old, new = len(codes_NM), matrix_UN.shape[1] - len(codes_NM)
     M, b = levels_Mb.shape
     values_NM = np.zeros((matrix_UN.shape[1], M))
     values_NM[1:old] = levels_Mb[np.arange(M), codes_NM[1:]]
-    projected_NM = matrix_UN.T @ (matrix_UN @ values_NM)
-    square_M = (projected_NM * values_NM).sum(0) / np.maximum((values_NM**2).sum(0), 1e-30)
+    known_U = np.asarray(matrix_UN[:, :old].sum(1)).ravel()
+    users_UM = matrix_UN @ values_NM
+    sums_NM, reach_N = matrix_UN.T @ users_UM, matrix_UN.T @ (known_U > 0)
+    means_NM = (matrix_UN.T @ (users_UM / np.maximum(known_U, 1)[:, None])) / np.maximum(reach_N, 1)[:, None]
     codes_nM = rng.integers(b, size=(new, M)).astype(np.uint8)
-    for k in np.flatnonzero(square_M > 0):
-        reached_n = projected_NM[old:, k] != 0
-        value_n = projected_NM[old:, k][reached_n] / square_M[k]
+    touched_o, touched_n = np.flatnonzero(reach_N[:old] > 0), np.flatnonzero(reach_N[old:] > 0)
+    for k in np.flatnonzero(np.ptp(levels_Mb, axis=1) > 0):
+        known_N3 = np.stack([sums_NM[:, k], means_NM[:, k], np.ones(len(reach_N))], axis=1)
+        scale_3 = np.maximum(np.abs(known_N3[touched_o]).max(0, initial=0), 1e-30)
+        line_3 = np.linalg.lstsq(known_N3[touched_o] / scale_3, values_NM[touched_o, k], rcond=None)[0]
+        value_n = known_N3[old + touched_n] / scale_3 @ line_3
         value_n = value_n + rng.normal(0, NOISE * np.ptp(levels_Mb[k]), len(value_n))
         cuts = (levels_Mb[k, 1:] + levels_Mb[k, :-1]) / 2
-        codes_nM[reached_n, k] = np.searchsorted(cuts, value_n)
+        codes_nM[touched_n, k] = np.searchsorted(cuts, value_n)
     return np.concatenate([codes_NM, codes_nM])
 
 
