@@ -25,7 +25,7 @@ def lists_of(candidates: int, places: int) -> int:
 
 
 def pseudo_inverse_weights(logger: Policy, logger_RC: Floats, target: Policy, target_RC: Floats, shown_RK: Ints) -> Floats:
-    """[R] W = q_πᵀ Γ⁺ 1_list (Swaminathan et al., NIPS 2017, the estimator's definition): Γ = E_logger[1 1ᵀ], q_π = E_π[1], 1 the [J] indicator of a list.
+    """[R] W = q_πᵀ Γ⁺ 1_list (Swaminathan et al., NIPS 2017): Γ = E_logger[1 1ᵀ], q_π = E_π[1], 1 the [J] indicator of a list.
 
     Every request has all C candidates and K shown. Raises EvaluationError where there are more than MAX_LISTS lists.
     """
