@@ -1,55 +1,81 @@
-"""The page an A/B test leaves behind: the verdict, the figures behind it, and whether to believe them."""
+"""The page an A/B test leaves behind: the verdict, the figures behind it, whether to believe them, and what to do next."""
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from components.report_page import Section, badge, figure_html, page, paragraph, table_html
+from markupsafe import Markup, escape
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from components import ab_figures as figures
+from components.ab_words import LIGHTS, TONES, chance, count, figure, next_step, percent, points, power_sentence, signed, span
+from components.report_page import Section, figure_html, page, paragraph, table_html
 
-TONES = {"win": "good", "lose": "bad", "not enough data": "warn"}
-ESTIMATORS = {"ips": "IPS", "snips": "self-normalised IPS", "dr": "doubly robust"}
-COLOURS = {"a": "#5b6675", "b": "#1f6fb2", "logged": "#b0762b", "truth": "#b3372e"}
-WIDTH = 5.2  # inches; the page scales it
+STYLE = """
+.word { display: inline-block; color: #fff; border-radius: .3rem; padding: .1rem .7rem; font-weight: 700; letter-spacing: .03em; font-size: 1.05rem;
+        text-transform: uppercase; margin-bottom: .4rem; }
+.word.good { background: var(--good); } .word.bad { background: var(--bad); }
+.word.warn { background: var(--warn); } .word.plain { background: var(--plain); }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .8rem; }
+.card { border: 1px solid var(--line); border-radius: .4rem; padding: .7rem .9rem; min-width: 0; overflow-wrap: anywhere; }
+.card .who { color: var(--soft); font-size: .92rem; }
+.card .big { font-size: 1.7rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.card .more { font-size: .95rem; } .card.a { border-top: .3rem solid #5b6675; } .card.b { border-top: .3rem solid #1f6fb2; }
+.card.gap { border-top: .3rem solid var(--ink); }
+.lights { list-style: none; margin: 0; padding: 0; }
+.lights > li { border-bottom: 1px solid var(--line); padding: .7rem 0; display: flex; gap: .7rem; }
+.lights > li:last-child { border-bottom: 0; } .lights .body { min-width: 0; flex: 1; }
+.light { flex: none; width: 1.6rem; height: 1.6rem; border-radius: 50%; color: #fff; display: grid; place-items: center;
+         font-weight: 700; font-size: .95rem; }
+.light.good { background: var(--good); } .light.warn { background: #c98a00; }
+.light.bad { background: var(--bad); } .light.plain { background: #8a96a5; }
+.lights .name { font-weight: 600; } .lights .state { color: var(--soft); font-weight: 400; }
+.lights .found { font-size: .93rem; } .lights .why { color: var(--soft); font-size: .93rem; }
+.meter { position: relative; height: .5rem; border-radius: .25rem; margin: .35rem 0; max-width: 22rem;
+         background: linear-gradient(90deg, #e8b4af 0 33.3%, #f0dca8 33.3% 66.6%, #b5dcc5 66.6%); }
+.meter i { position: absolute; top: -.2rem; width: .3rem; height: .9rem; border-radius: .15rem; background: var(--ink); margin-left: -.15rem; }
+details { margin: .6rem 0; } summary { cursor: pointer; color: var(--plain); font-weight: 600; }
+dt { font-weight: 600; margin-top: .5rem; } dd { margin: 0 0 0 1rem; color: var(--soft); }
+figure svg { max-width: 38rem; margin: 0 auto; }
+"""
 
 
 def html(result: dict[str, Any]) -> str:
     """One self-contained page of what `components.ab_test` found."""
     a, b = result["a"]["name"], result["b"]["name"]
     sections = [
-        Section("Click-through rates", _rates(result), _truth_note(result)),
-        Section("Every estimate", figure_html(_forest(result), f"Estimates of the click-through rates of {a} and {b}, and of their difference")),
-        Section(
-            "Can it be believed?",
-            _checks(result),
-            "Any line that fails makes the verdict 'not enough data'. All passing does not prove the log right: propensities that "
-            "were logged wrongly, "
-            "or users who behave differently because of what they see, show in no figure here.",
-        ),
+        Section("Click-through rates", _cards(result), _truth_note(result)),
+        Section("What to do next", paragraph(next_step(result))),
+        Section("Can it be believed?", _lights(result), "Green does not prove a log right; red proves that this page must not decide anything."),
+    ]
+    if len(result["over_time"]["until"]) > 1:
+        sections.append(
+            Section(
+                "The difference over time",
+                figure_html(figures.over_time(result), "Click rates by span of the log, and the difference so far with its any-time interval"),
+                "Above: each span alone, so noisy. Below: everything up to that day; the band holds at all days together, so looking every day is "
+                "allowed. It is wider than the interval above, which holds for one look.",
+            )
+        )
+    if result["segments"]:
+        sections.append(Section("Who gains, who loses", _segments(result), _segments_note(result)))
+    sections += [
         Section(
             "Weights",
-            figure_html(_weights(result), "How the weights of the requests are distributed, for both policies"),
-            "A weight says how much more often a policy would show a list than the logger did. Near 1: the log shows what the policy "
-            "would do. A long "
-            "tail to the right: a few requests decide the estimate. Much at the left: most of the log is about things the policy would not show.",
+            figure_html(figures.weights(result), "How the weights of the requests are distributed, and the effective sample of both policies"),
+            "A weight says how much more often a policy would show a list than the logger did. Near 1: the log shows what the policy would do. A "
+            "long tail to the right: a few requests decide. Much at the left: most of the log is about things the policy would not show.",
         ),
-        Section(
-            "Over the log",
-            figure_html(_over_time(result), "Click-through rates over the time of the log"),
-            "The same estimate in spans of equally many rows. Single spans are noisy; a trend in all lines means that the world changed.",
-        ),
+        *_calibration(result),
+        Section("How much log would decide", paragraph(power_sentence(result))),
+        Section("Every estimate", _estimates(result)),
         Section("How it was computed", _method(result)),
-        Section("What to do next", paragraph(_next(result))),
+        Section("Words", _glossary()),
     ]
-    return page(f"A/B test: {b} against {a}", sections, lead=result["sentence"], tone=TONES[result["verdict"]])
+    return page(f"{b} against {a}", sections, style=STYLE, lead=_lead(result), tone=TONES[result["verdict"]])
 
 
 def metrics(result: dict[str, Any]) -> dict[str, Any]:
     """Flat figures for DVC and Kubeflow; an undefined one is left out."""
     name = result["estimator"]
-    difference = result["difference"][name]
+    difference, states = result["difference"][name], [check["state"] for check in result["checks"]]
     flat = {
         "ctr_a": result["a"]["estimates"][name]["value"],
         "ctr_b": result["b"]["estimates"][name]["value"],
@@ -57,9 +83,14 @@ def metrics(result: dict[str, Any]) -> dict[str, Any]:
         "difference_low": difference["low"],
         "difference_high": difference["high"],
         "relative": difference["relative"]["value"],
+        "probability_b_better": result["probability_b_better"],
+        "detectable_difference": result["power"]["detectable"],
         "effective_requests_a": result["diagnostics"]["a"]["effective_requests"],
         "effective_requests_b": result["diagnostics"]["b"]["effective_requests"],
         "requests": result["requests"],
+        "users": result["users"],
+        "checks_failed": states.count("fail"),
+        "checks_to_look_at": states.count("warn"),
         "win": int(result["verdict"] == "win"),
     }
     if "truth" in result:
@@ -67,210 +98,176 @@ def metrics(result: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if value is not None}
 
 
-# ---------------------------------------------------------------- words and tables
+def _lead(result: dict[str, Any]) -> Markup:
+    word = Markup('<span class="word {}">{}</span><br>').format(TONES[result["verdict"]], result["verdict"])
+    mark = " The logged propensities are estimates, and so is all that follows." if result["propensities_estimated"] else ""
+    return word + escape(result["sentence"] + mark)
 
 
-def _rates(result: dict[str, Any]) -> str:
-    name, confidence = result["estimator"], f"{result['confidence']:.0%} interval"
-    truth = result.get("truth")
-    rows = []
+def _cards(result: dict[str, Any]) -> str:
+    name, confidence, truth = result["estimator"], f"{100 * result['confidence']:.4g}%", result.get("truth")
+    cards = []
     for side, role in (("a", "A, in service"), ("b", "B, challenger")):
         estimate = result[side]["estimates"][name]
-        rows.append([result[side]["name"], role, _percent(estimate["value"]), _span(estimate), *([_percent(truth[side])] if truth else [])])
+        more = [f"{confidence} interval {span(estimate)}", *([f"truth {percent(truth[side])}"] if truth else [])]
+        cards.append(_card(side, f"{role}: {result[side]['name']}", percent(estimate["value"]), more))
     difference = result["difference"][name]
-    rows.append(["difference", "B − A, points", _points(difference["value"]), _span(difference, signed=True), *_true_gap(truth)])
     relative = difference["relative"]
-    rows.append(["relative", "B / A − 1", _signed(relative["value"]), _span_relative(relative), *_true_ratio(truth)])
-    logged = result["logged"]
-    rows.append(["the log itself", "who made the log", _percent(logged["value"]), _span(logged), *(["–"] if truth else [])])
-    return table_html(["policy", "role", "clicks per impression", confidence, *(["truth"] if truth else [])], rows, stack=True)
+    more = [
+        f"{confidence} interval {span(difference, points)} points",
+        f"relative {signed(relative['value'])} ({span(relative, signed)})",
+        f"B is better with probability {chance(result['probability_b_better'])}",
+        *([f"truth {points(truth['difference'])} points"] if truth else []),
+    ]
+    cards.append(_card("gap", "B − A", f"{points(difference['value'])} points", more))
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _card(kind: str, who: str, big: str, more: list[str]) -> str:
+    lines = Markup("<br>").join(escape(line) for line in more)
+    return str(
+        Markup('<div class="card {}"><div class="who">{}</div><div class="big">{}</div><div class="more">{}</div></div>').format(
+            kind, who, big, lines
+        )
+    )
 
 
 def _truth_note(result: dict[str, Any]) -> str:
+    title, logged = result["estimators"][result["estimator"]]["title"], result["logged"]
+    note = f"Clicks per impression, estimated by the {title} estimator from one log. The log itself got {percent(logged['value'])} ({span(logged)})."
     if "truth" not in result:
-        return f"Estimated by the {ESTIMATORS[result['estimator']]} estimator; the other estimators are below."
+        return note
     return (
-        f"Estimated by the {ESTIMATORS[result['estimator']]} estimator, from the logged rows alone. The truth is "
-        f"{result['truth']['what']}; the interval "
-        "also covers that other users might have come, so the truth of these very requests lies well inside it most of the time."
+        f"{note} The truth is {result['truth']['what']}; the interval also covers that other users might have come, so the truth of these "
+        "very requests lies well inside it most of the time."
     )
 
 
-def _checks(result: dict[str, Any]) -> str:
-    rows = []
-    for side in ("a", "b"):
-        for check in result["diagnostics"][side]["checks"]:
-            state = badge("passed", "good") if check["passed"] else badge("failed", "bad")
-            rows.append([state, f"{check['name']} ({result[side]['name']})", f"{check['value']:.4g}", check["threshold"], check["explanation"]])
-    overlap = ", ".join(f"{result[side]['name']} {result['diagnostics'][side]['overlap']:.0%}" for side in ("a", "b"))
-    figures = paragraph(f"Overlap, the share of each policy's behaviour that the log also shows: {overlap}.")
-    return table_html(["", "check", "found", "needed", "what it means"], rows, stack=True) + figures
+def _lights(result: dict[str, Any]) -> str:
+    order = {"fail": 0, "warn": 1, "unknown": 2, "pass": 3}
+    checks = sorted(result["checks"], key=lambda check: order[check["state"]])
+    open_ones = [check for check in checks if check["state"] != "pass"]
+    passed = [check for check in checks if check["state"] == "pass"]
+    tally = ", ".join(f"{sum(c['state'] == s for c in checks)} {LIGHTS[s][1]}" for s in order if any(c["state"] == s for c in checks))
+    shown = f'<ul class="lights">{"".join(_light(check) for check in open_ones)}</ul>' if open_ones else ""
+    rest = "".join(_light(check) for check in passed)
+    folded = (
+        f'<details{"" if open_ones else " open"}><summary>{len(passed)} passed</summary><ul class="lights">{rest}</ul></details>' if passed else ""
+    )
+    return paragraph(f"{len(checks)} checks: {tally}.") + shown + folded
+
+
+def _light(check: dict[str, Any]) -> Markup:
+    sign, word, tone = LIGHTS[check["state"]]
+    name = f"{check['name']} of {check['policy']}" if check["policy"] else check["name"]
+    meter = Markup("")
+    if check["meter"] is not None:
+        meter = Markup('<div class="meter" aria-hidden="true"><i style="left:{}%"></i></div>').format(f"{100 * check['meter']:.0f}")
+    found = (
+        Markup("")
+        if check["value"] is None
+        else Markup('<div class="found">found {}, needed: {}</div>').format(figure(check["value"]), check["threshold"])
+    )
+    advice = Markup('<div class="found">What to do: {}</div>').format(check["advice"]) if check["advice"] and check["state"] == "fail" else Markup("")
+    return Markup(
+        '<li><span class="light {}" aria-hidden="true">{}</span><div class="body"><div class="name">{} <span class="state">· {}</span></div>{}{}'
+        '<div class="why">{}</div>{}</div></li>'
+    ).format(tone, sign, name, word, found, meter, check["explanation"], advice)
+
+
+def _calibration(result: dict[str, Any]) -> list[Section]:
+    if not result["calibration"]:
+        return []
+    picture = figure_html(figures.calibration(result), "Weights of groups of candidates over what they should be, for both policies")
+    note = (
+        "Candidates, grouped by how much a policy likes them: do the weights of those shown add up to what the policy would show? 1 if the logged "
+        "propensities are the ones that chose. Bars hold for all groups together (99.9%): one that misses 1 means that the logger chooses otherwise."
+    )
+    return [Section("Are the propensities right?", picture, note)]
+
+
+def _segments(result: dict[str, Any]) -> str:
+    headers = ["segment", "users", "rate of A", "rate of B", "B − A, points", "adjusted p", "finding"]
+    rows = [
+        [
+            f"{row['kind']}: {row['label']}",
+            count(row["users"]),
+            percent(row["a"]["value"]),
+            percent(row["b"]["value"]),
+            f"{points(row['difference']['value'])} ({span(row['difference'], points)})",
+            "–" if row["adjusted_p_value"] is None else f"{row['adjusted_p_value']:.3g}",
+            row["finding"],
+        ]
+        for row in result["segments"]
+    ]
+    table = f"<details><summary>As a table</summary>{table_html(headers, rows, stack=True)}</details>"
+    return figure_html(figures.segments(result), figures.describe_segments(result)) + table
+
+
+def _segments_note(result: dict[str, Any]) -> str:
+    method = {"holm": "Holm", "by": "Benjamini-Yekutieli", "bh": "Benjamini-Hochberg"}[result["multiplicity"]]
+    guarded = f" Guardrails: {', '.join(result['guardrails'])}." if result["guardrails"] else " No guardrails were set (ab_test.guardrails)."
+    return (
+        f"Green or red only where the difference holds after adjusting for all {len(result['segments'])} segments ({method}): of twenty segments one "
+        f"always looks special. Grey: too few people to say. Segments overlap; by category, rates are per impression of such items.{guarded}"
+    )
+
+
+def _estimates(result: dict[str, Any]) -> str:
+    headers = ["interval of B − A, points", "value", "from … to", "when it holds"]
+    name = result["estimator"]
+    linear, any_time, betting = result["influence"][name]["difference"], result["any_time"], result["betting"]
+    confidence = f"{100 * result['confidence']:.4g}%"
+    rows = [
+        ["bootstrap over users", points(result["difference"][name]["value"]), span(result["difference"][name], points), f"{confidence}, one look"],
+        ["influence function", points(linear["value"]), span(linear, points), f"{confidence}, one look"],
+        ["any-time (normal mixture)", points(any_time["value"]), span(any_time, points), f"{confidence} at all looks together, many users"],
+    ]
+    if betting is not None:
+        holds = f"{confidence} at all looks, any number of users; of user totals cut at {betting['bound']:.3g} clicks ({betting['clipped']} were)"
+        rows.append(["betting", points(betting["value"]), span(betting, points), holds])
+    assumed = Markup("").join(
+        Markup("<dt>{}</dt><dd>{}{}</dd>").format(
+            f"{e['title']}{' (decides)' if key == name else ', for contrast only' if e['contrast'] else ''}",
+            e["assumes"],
+            "" if not e["parameters"] else f" Chosen from the data: {', '.join(f'{s.upper()} {_parameter(v)}' for s, v in e['parameters'].items())}.",
+        )
+        for key, e in result["estimators"].items()
+    )
+    refused = "".join(paragraph(f"Not used: {key}: {why}.") for key, why in result["refused"].items())
+    return (
+        figure_html(figures.estimates(result), "Estimates of both click rates and of their difference, by estimator")
+        + paragraph("* decides. Estimators that are far apart are a reason to look at the checks, not to choose the one you like.")
+        + table_html(headers, rows, stack=True)
+        + f"<details><summary>What each assumes</summary><dl>{assumed}</dl>{refused}</details>"
+    )
+
+
+def _parameter(value: float | None) -> str:
+    return "no limit" if value is None else f"{value:.3g}"
 
 
 def _method(result: dict[str, Any]) -> str:
-    if result["source"] == "bandit":
-        drawn = result["bandit"]
-        how = (
-            f"No propensities were logged, so a bandit problem was made: {drawn['requests']:,} requests, each with items that one "
-            f"user really rated in "
-            f"the test period; a softmax logger (the incumbent's ranking, temperature {drawn['logger_temperature']:g}) showed one item, "
-            f"{drawn['rounds']} independent times; the click is the real label."
-        )
-    else:
-        how = "Lists and clicks of the test period as they were logged, with the logger's propensities and the candidates of each list."
-    policies = (
-        f"Both policies are Plackett-Luce (softmax, place after place) over a request's candidates, with the model's scores standardised within the "
-        f"request at temperature {result['temperature']:g}. Features are those known strictly before the request."
+    texts = [result["how"]] if "how" in result else []
+    texts.append(
+        f"Intervals: {100 * result['confidence']:.4g}%, by users, paired: A and B are judged on the same rows, and in a bootstrap on the same "
+        "resampled users; numerator and denominator are drawn together. Win, lose and equivalent need the bootstrap and the influence function to "
+        "agree" + (" (here: the any-time interval, as the log is looked at repeatedly)." if result["looks"] else ".")
     )
-    estimates = (
-        "IPS: clicks weighted by the product of probability ratios down the list, over all rows. Self-normalised: over the sum of weights. Doubly "
-        "robust: a reward model's expectation plus the weighted rest; the model is a logistic regression that never scores a user it was fitted on."
-    )
-    intervals = (
-        f"Intervals: {result['confidence']:.0%}, bootstrap over users of the whole ratio, paired for the difference. A win or a "
-        f"loss must also hold by "
-        f"the influence-function interval. {result['rows']:,} rows, {result['requests']:,} requests, {result['users']:,} users. "
-        f"Source: {result['why']}."
-    )
-    return "".join(paragraph(text) for text in (how, policies, estimates, intervals))
+    if result["challengers"] > 1:
+        texts.append(f"{result['challengers']} challengers were tried on this log; every interval is widened so that all hold together (Bonferroni).")
+    texts.append(f"{result['rows']:,} rows, {result['requests']:,} requests, {result['users']:,} users. Source: {result['why']}.")
+    return "".join(paragraph(text) for text in texts)
 
 
-def _next(result: dict[str, Any]) -> str:
-    if result["verdict"] == "win":
-        return "B may replace A. Let the service explore a little, so that its own log can confirm the result and judge the next challenger."
-    if result["verdict"] == "lose":
-        return "Keep A. Look at the evaluation's slices for where B is better, and whether its training metric is the one you care about."
-    if result["failed_checks"]:
-        return (
-            "Do not read a winner from the figures above. More exploration in the logger (a higher temperature), policies nearer to "
-            "the log, or a longer "
-            "log raise the effective sample; a mean weight off 1 asks for a look at how propensities and candidates are logged."
-        )
-    gap = result["difference"][result["estimator"]]
-    if gap["low"] is None:
-        return "Log with a policy that sometimes shows what both candidates would show."
-    half = (gap["high"] - gap["low"]) / 2
-    return (
-        f"The log can tell differences of about {100 * half:.2f} points. To tell half of that it would have to be about four "
-        f"times as long (in users, not "
-        "only in rows). Until then A stays."
-    )
-
-
-# ---------------------------------------------------------------- figures
-
-
-def _figure(rows: int, height: float) -> "tuple[Figure, list[Axes]]":
-    """A figure made without pyplot: no global state, no display."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
-    for axis in axes:
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-        axis.grid(axis="x", color="#e4e8ed", linewidth=0.8)
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
-def _forest(result: dict[str, Any]) -> "Figure":
-    names = list(result["difference"])
-    figure, (rates, gap) = _figure(2, 1.9 + 0.75 * len(names))
-    truth = result.get("truth")
-    for row, name in enumerate(names):
-        for side, shift in (("a", -0.16), ("b", 0.16)):
-            _bar(rates, result[side]["estimates"][name], row + shift, COLOURS[side], result[side]["name"] if row == 0 else None)
-        _bar(gap, result["difference"][name], row, COLOURS["b"], None)
-    if truth:
-        for side, style in (("a", "--"), ("b", "-")):
-            rates.axvline(100 * truth[side], color=COLOURS["truth"], linestyle=style, linewidth=1, label=f"truth, {result[side]['name']}")
-        gap.axvline(100 * truth["difference"], color=COLOURS["truth"], linewidth=1, label="truth")
-    gap.axvline(0, color="#1c2430", linewidth=0.8)
-    for axis, label in ((rates, "clicks per 100 impressions"), (gap, "B − A, points")):
-        axis.set_yticks(range(len(names)), [ESTIMATORS[name] for name in names])
-        axis.set_ylim(len(names) - 0.5, -0.5)
-        axis.set_xlabel(label)
-    rates.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize=8, frameon=False)
-    return figure
-
-
-def _bar(axis: "Axes", estimate: dict[str, Any], height: float, colour: str, label: str | None) -> None:
-    if estimate["value"] is None:
-        return
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    axis.plot([low, high], [height, height], color=colour, linewidth=2)
-    axis.plot([value], [height], "o", color=colour, markersize=6, label=label)
-
-
-def _weights(result: dict[str, Any]) -> "Figure":
-    figure, (shares, effective) = _figure(2, 4.6)
-    for side, shift in (("a", -0.2), ("b", 0.2)):
-        histogram = result["diagnostics"][side]["weight_histogram"]
-        places = [index + shift for index in range(len(histogram["shares"]))]
-        shares.bar(places, [100 * share for share in histogram["shares"]], width=0.4, color=COLOURS[side], label=result[side]["name"])
-        found = result["diagnostics"][side]["effective_requests"]
-        effective.barh([result[side]["name"]], [found], color=COLOURS[side], height=0.5)
-        effective.annotate(f" {found:,.0f}", (found, result[side]["name"]), va="center", fontsize=9)
-    edges = result["diagnostics"]["a"]["weight_histogram"]["edges"]
-    shares.set_xticks([i - 0.5 for i in range(0, len(edges), 2)], [_power(edge) for edge in edges[::2]])
-    shares.set_xlabel("weight of a request (the outer bars hold all beyond)")
-    shares.set_ylabel("% of requests")
-    shares.legend(fontsize=8, frameon=False)
-    effective.barh(["logged"], [result["requests"]], color="#d5dbe2", height=0.5)
-    effective.annotate(f" {result['requests']:,}", (result["requests"], "logged"), va="center", fontsize=9)
-    effective.set_xlabel("requests: logged, and what they are worth for each policy (effective sample)")
-    effective.margins(x=0.15)
-    return figure
-
-
-def _over_time(result: dict[str, Any]) -> "Figure":
-    series = result["over_time"]
-    figure, (axis,) = _figure(1, 2.8)
-    places = list(range(1, len(series["until"]) + 1))
-    for key, label in (("logged", "the log itself"), ("a", result["a"]["name"]), ("b", result["b"]["name"])):
-        values = [float("nan") if value is None else 100 * value for value in series[key]]
-        axis.plot(places, values, "o-", color=COLOURS[key], label=label, linewidth=1.5, markersize=3)
-    days = [datetime.fromtimestamp(until / 1e6, tz=UTC).strftime("%Y-%m-%d") for until in series["until"]]
-    step = max(1, len(places) // 4)
-    axis.set_xticks(places[::step], days[::step], fontsize=8)
-    axis.set_xlabel("span of the log that ends on")
-    axis.set_ylabel("clicks per 100 impressions")
-    axis.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3, fontsize=8, frameon=False)
-    return figure
-
-
-# ---------------------------------------------------------------- numbers
-
-
-def _power(edge: float) -> str:
-    return f"{edge:g}" if edge >= 1 else f"1/{1 / edge:g}"
-
-
-def _percent(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.2%}"
-
-
-def _points(value: float | None) -> str:
-    return "undefined" if value is None else f"{100 * value:+.2f}"
-
-
-def _signed(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:+.1%}"
-
-
-def _span(estimate: dict[str, Any], *, signed: bool = False) -> str:
-    show = _points if signed else _percent
-    return "undefined" if estimate["low"] is None else f"{show(estimate['low'])} to {show(estimate['high'])}"
-
-
-def _span_relative(estimate: dict[str, Any]) -> str:
-    return "undefined" if estimate["low"] is None else f"{_signed(estimate['low'])} to {_signed(estimate['high'])}"
-
-
-def _true_gap(truth: dict[str, Any] | None) -> list[str]:
-    return [_points(truth["difference"])] if truth else []
-
-
-def _true_ratio(truth: dict[str, Any] | None) -> list[str]:
-    return [_signed(truth["difference"] / truth["a"]) if truth["a"] else "undefined"] if truth else []
+def _glossary() -> str:
+    words = {
+        "Propensity": "the probability with which the logger showed what it showed. Without it, no log can judge another policy.",
+        "Weight": "how much more often a policy would have shown a logged list than the logger did.",
+        "Effective sample": "how many requests of the policy's own the weighted log is worth.",
+        "Interval": "of a hundred logs like this one, the 95% intervals of about 95 hold the true value.",
+        "Points": "percentage points: from 4% to 5% is one point, and 25% more.",
+        "Any-time interval": "one that stays right however often you look, and whenever you stop.",
+        "Margin": "the difference below which you do not care. Set it before looking.",
+    }
+    return f"<dl>{''.join(str(Markup('<dt>{}</dt><dd>{}</dd>').format(word, text)) for word, text in words.items())}</dl>"

@@ -15,16 +15,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longtrail.errors import EvaluationError
+from longtrail.files import read_json
 from longtrail.offpolicy.bandit import bandit_requests
 from longtrail.schema import IMPRESSIONS, ITEM_STATISTICS, PROPENSITY_METADATA, USER_STATISTICS, Propensity
 
 if TYPE_CHECKING:
     from longtrail.examples import FeatureSet
+    from longtrail.offpolicy.evidence import LogHealth
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 CANDIDATES_FILE = "candidates.parquet"
+MAX_CATEGORIES = 12  # our choice: the largest are segments of the report, the others one together
 _CELLS = 16_384  # candidate cells scored at a time
 
 
@@ -176,6 +179,35 @@ def reward_features(features: "FeatureSet", requests: RequestSet, known: Request
     user = user_features(known.history_length_R, shown, clicked, features.prior_click_rate)
     user_RC = np.broadcast_to(user[:, None, :], (*item.shape[:2], user.shape[1]))
     return np.concatenate([np.stack(scores, axis=2), item, user_RC], axis=2).astype(np.float64)
+
+
+def context(requests: RequestSet, shown: Shown, known: RequestFeatures, tables: Path) -> dict[str, NDArray[Any]]:
+    """[R, K] what is known of each shown item: time, the user's history length, the item and the name of its category, for segments and checks."""
+    places = shown.shown_RK.shape[1]
+    items_RK = np.where(shown.shown_RK >= 0, np.take_along_axis(requests.items_RC, np.maximum(shown.shown_RK, 0), axis=1), 0)
+    table = pq.read_table(tables / "items.parquet", columns=["item_id", "category"])
+    names = np.full(int(table["item_id"].to_numpy().max(initial=0)) + 1, "unknown", dtype=object)
+    names[table["item_id"].to_numpy()] = table["category"].fill_null("unknown").to_numpy()
+    counts = pc.value_counts(pa.array(names[items_RK[items_RK > 0]], pa.string())).to_pylist()
+    largest = [row["values"] for row in sorted(counts, key=lambda row: -row["counts"])[:MAX_CATEGORIES]]
+    names[~np.isin(names.astype(str), largest)] = "all others"
+    return {
+        "time": np.repeat(requests.times_R[:, None], places, axis=1),
+        "history_length": np.repeat(known.history_length_R[:, None], places, axis=1),
+        "item": items_RK,
+        "category": names[items_RK],
+    }
+
+
+def log_health(tables: Path) -> "LogHealth":
+    """What ingest found that should not be in a log: duplicates, and clicks that fit no shown item where the source counted them."""
+    from longtrail.ingest import DUPLICATE_IMPRESSION
+    from longtrail.offpolicy.evidence import LogHealth
+
+    counts = read_json(tables / "counts.json")
+    stray = counts.get("clicks_without_impression")
+    clicks = None if stray is None else int(counts.get("clicks", 0)) + int(stray)
+    return LogHealth(repeated_rows=int(counts.get("reasons", {}).get(DUPLICATE_IMPRESSION, 0)), stray_clicks=stray, clicks=clicks)
 
 
 def _candidate_sets(path: Path, names: NDArray[Any]) -> tuple[Ints, Ints]:

@@ -12,7 +12,7 @@ from longtrail.errors import EvaluationError
 from longtrail.files import atomic_directory, read_json, write_json
 
 if TYPE_CHECKING:
-    from longtrail.offpolicy.experiment import Experiment
+    from longtrail.offpolicy.experiment import Rules
 
 log = logging.getLogger("ab_test")
 
@@ -71,14 +71,32 @@ def compare(config: Config, *, tables: Path, features: Path, champion: Path) -> 
     }
     described = requests.reward_features(feature_set, asked, known, *scores.values())
     if shown is None:
-        result = _bandit(settings, asked, labels, described, scores)
+        result = _bandit(settings, asked, labels, described, scores, known.history_length_R)
     else:
-        result = _log(settings, asked, shown, described, scores)
+        context = requests.context(asked, shown, known, tables)
+        result = _log(settings, asked, shown, described, scores, context, requests.log_health(tables))
         if isinstance(config.dataset, WorldDataset):
             _add_world_truth(result, config.dataset, tables, asked, shown, scores, settings)
     if same:
         result["sentence"] = SAME
-    return {**result, "source": mode, "why": why, "confidence": settings.confidence, "data": _data(tables)}
+    return {**result, "how": how(result), "source": mode, "why": why, "data": _data(tables)}
+
+
+def how(result: dict[str, Any]) -> str:
+    """Where the log came from and what the policies are, in words."""
+    policies = (
+        f"Both policies are Plackett-Luce (softmax, place after place) over a request's candidates, with the model's scores standardised within the "
+        f"request at temperature {result['temperature']:g}. Features are those known strictly before the request. The doubly robust estimators' "
+        "reward model is a logistic regression that never scores a user it was fitted on."
+    )
+    if "bandit" not in result:
+        return f"Lists and clicks of the test period as they were logged, with the logger's propensities and the candidates of each list. {policies}"
+    drawn = result["bandit"]
+    return (
+        f"No propensities were logged, so a bandit problem was made: {drawn['requests']:,} requests, each with items that one user really rated in "
+        f"the test period; a softmax logger (the incumbent's ranking, temperature {drawn['logger_temperature']:g}) showed one item, "
+        f"{drawn['rounds']} independent times; the click is the real label. {policies}"
+    )
 
 
 def choose_mode(settings: ABTestSettings, tables: Path) -> tuple[str, str]:
@@ -100,9 +118,12 @@ def choose_mode(settings: ABTestSettings, tables: Path) -> tuple[str, str]:
     return "log", f"the log has {kind.value} propensities and the candidates of each request"
 
 
-def _bandit(settings: ABTestSettings, asked: Any, labels: Any, described: Any, scores: dict[str, Any]) -> dict[str, Any]:
+def _bandit(settings: ABTestSettings, asked: Any, labels: Any, described: Any, scores: dict[str, Any], history_R: Any) -> dict[str, Any]:
     """A is the incumbent: the logger ranks as it does, at a temperature of its own."""
+    import numpy as np
+
     from longtrail.offpolicy.bandit import draw_bandit
+    from longtrail.offpolicy.evidence import LogHealth
 
     a, b = scores
     drawn = draw_bandit(
@@ -116,14 +137,19 @@ def _bandit(settings: ABTestSettings, asked: Any, labels: Any, described: Any, s
         rounds=settings.rounds,
         seed=settings.seed,
     )
-    result = _experiment(settings, drawn.slates, drawn.policies, drawn.times_N)
+    context = {"time": drawn.times_N, "history_length": np.repeat(history_R, settings.rounds)[drawn.slates.order_N]}
+    result = _experiment(settings, drawn.slates, drawn.policies, context=context, health=LogHealth(drawn=True))
     _add_truth(result, drawn.truth[a], drawn.truth[b], "the expected label over the same requests, computed exactly")
     result["bandit"] = {"requests": len(asked.users_R), "rounds": settings.rounds, "logger_temperature": settings.logger_temperature}
     return result
 
 
-def _log(settings: ABTestSettings, asked: Any, shown: Any, described: Any, scores: dict[str, Any]) -> dict[str, Any]:
+def _log(
+    settings: ABTestSettings, asked: Any, shown: Any, described: Any, scores: dict[str, Any], context_RK: dict[str, Any], health: Any
+) -> dict[str, Any]:
+    from longtrail.offpolicy.calibration import calibration_sums
     from longtrail.offpolicy.lists import LoggedLists, evaluate_policies
+    from longtrail.schema import Propensity
 
     lists = LoggedLists(
         users_R=asked.users_R,
@@ -135,24 +161,34 @@ def _log(settings: ABTestSettings, asked: Any, shown: Any, described: Any, score
         features_RCF=described,
         kind=shown.kind,
     )
-    slates, policies = evaluate_policies(lists, {name: values / settings.temperature for name, values in scores.items()}, seed=settings.seed)
-    return _experiment(settings, slates, policies, asked.times_R[slates.requests_N])
-
-
-def _experiment(settings: ABTestSettings, slates: Any, policies: dict[str, Any], times_N: Any) -> dict[str, Any]:
-    from longtrail.offpolicy.experiment import over_time, run_experiment
-
-    experiment: Experiment = run_experiment(
-        slates,
-        *policies.values(),
-        confidence=settings.confidence,
-        replicates=settings.replicates,
-        min_effective_sample=settings.min_effective_sample,
-        max_weight_share=settings.max_weight_share,
-        seed=settings.seed,
+    tempered = {name: values / settings.temperature for name, values in scores.items()}
+    slates, policies = evaluate_policies(lists, tempered, seed=settings.seed)
+    context = {name: values_RK[lists.real][slates.order_N] for name, values_RK in context_RK.items()}
+    calibration = (
+        None
+        if shown.kind is not Propensity.CONDITIONAL and shown.shown_RK.shape[1] > 1
+        else calibration_sums(
+            users_R=asked.users_R,
+            lengths_R=asked.lengths_R,
+            shown_RK=shown.shown_RK,
+            propensities_RK=shown.propensities_RK,
+            scores=dict(zip("ab", tempered.values(), strict=True)),
+        )
     )
-    series = over_time(slates, dict(zip("ab", policies.values(), strict=True)), times_N, estimator=experiment.quoted)
-    return {**experiment.json(), "over_time": series, "temperature": settings.temperature}
+    return _experiment(settings, slates, policies, context=context, health=health, calibration=calibration)
+
+
+def _experiment(settings: ABTestSettings, slates: Any, policies: dict[str, Any], **known: Any) -> dict[str, Any]:
+    from longtrail.offpolicy.experiment import run_experiment
+
+    return {**run_experiment(slates, *policies.values(), rules=rules(settings), **known).json(), "temperature": settings.temperature}
+
+
+def rules(settings: ABTestSettings) -> "Rules":
+    """The part of the settings that says how a log is judged."""
+    from longtrail.offpolicy.experiment import Rules
+
+    return Rules(**{field: getattr(settings, field) for field in Rules.__dataclass_fields__})
 
 
 def _add_truth(result: dict[str, Any], a: float, b: float, what: str) -> None:

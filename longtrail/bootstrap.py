@@ -51,11 +51,12 @@ def resampled_sums(values_UM: NDArray[np.float64], *, replicates: int, seed: int
     return np.concatenate([counts_rU @ values_UM for counts_rU in resample_counts(len(values_UM), replicates, seed)])
 
 
-def tail(users: int, confidence: float) -> float:
+def tail(users: int, confidence: float, freedom: float | None = None) -> float:
     """The lower percentile of an expanded-percentile interval: further out than (1 - confidence) / 2, as plain percentiles are too narrow for few
-    users (Hesterberg, The American Statistician 2015). `users` at least 2.
+    users (Hesterberg, The American Statistician 2015). `users` at least 2; `freedom`, where the variance rests on fewer than all of them.
     """
-    return float(norm.cdf(np.sqrt(users / (users - 1)) * t.ppf((1 - confidence) / 2, users - 1)))
+    degrees = users - 1 if freedom is None else freedom
+    return float(norm.cdf(np.sqrt(users / (users - 1)) * t.ppf((1 - confidence) / 2, degrees)))
 
 
 def intervals(metrics: Mapping[Key, Contributions], *, confidence: float = 0.95, replicates: int = 1_000, seed: int = 0) -> dict[Key, Estimate]:

@@ -43,4 +43,9 @@ class ABTestSettings(Settings):
     replicates: Positive = 2_000
     min_effective_sample: PositiveFloat = Field(100, description="below it the verdict is 'not enough data'")
     max_weight_share: Share = Field(0.1, description="one user's share of all weight above which the verdict is 'not enough data'")
+    margin: Share = Field(0.01, description="a difference smaller than this share of A's rate does not matter: the margin of 'equivalent'")
+    challengers: Positive = Field(1, description="how many challengers were tried on this log, this one included: intervals widen with it")
+    looks: bool = Field(False, description="the verdict is read again and again as the log grows: it then needs the any-time interval")
+    guardrails: tuple[str, ...] = Field((), description="segments in which B may not be worse, such as 'user: new': a win with a broken one is none")
+    multiplicity: Literal["holm", "by", "bh"] = Field("holm", description="how p-values of segments are adjusted: see docs/ab_testing.md")
     seed: int = 0

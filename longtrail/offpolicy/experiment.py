@@ -1,73 +1,122 @@
 """One offline A/B test: every estimate, interval and check of two policies on one log, and the verdict."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longtrail.offpolicy.diagnostics import Check, Diagnostics, checks, diagnose
-from longtrail.offpolicy.estimators import ESTIMATORS, Naive
-from longtrail.offpolicy.intervals import Comparison, Interval, bootstrap, influence
+from longtrail.errors import EvaluationError
+from longtrail.offpolicy.anytime import Betting, betting, time_uniform
+from longtrail.offpolicy.calibration import group_shares
+from longtrail.offpolicy.checks import Check, difference_check, log_checks, weight_checks
+from longtrail.offpolicy.columns import EVERY, Finished, finish, user_columns
+from longtrail.offpolicy.diagnostics import Diagnostics, diagnostics
+from longtrail.offpolicy.evidence import Evidence, LogHealth, gather
+from longtrail.offpolicy.intervals import Comparison, Interval, Ratio, bootstraps, finite, influence
+from longtrail.offpolicy.multiplicity import Method, shared_confidence
+from longtrail.offpolicy.power import Power, power_analysis
+from longtrail.offpolicy.segments import SegmentResult, compare_segments
 from longtrail.offpolicy.slates import EvaluatedPolicy, LoggedSlates
-from longtrail.offpolicy.sums import UserSums
+from longtrail.offpolicy.sums import UserSums, user_groups
+from longtrail.offpolicy.timeline import over_time
 from longtrail.offpolicy.verdict import Verdict, decide
 
 Floats = NDArray[np.float64]
+
+QUOTED = ("dr", "snips", "item_position")  # the estimators a verdict may be about, in this order of preference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How an experiment is judged; set before looking. `components` fill it from the settings `ab_test`."""
+
+    confidence: float = 0.95
+    replicates: int = 2_000
+    min_effective_sample: float = 100
+    max_weight_share: float = 0.1
+    margin: float = 0.01  # relative to A's rate: a smaller difference does not matter
+    challengers: int = 1  # how many were tried on this log, this one included: each is judged the more strictly
+    looks: bool = False  # the verdict is read again and again as the log grows
+    guardrails: tuple[str, ...] = ()  # segments in which B may not be worse: "user: new"
+    multiplicity: Method = "holm"
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """The result. `quoted` names the estimator that the verdict is about: dr where there is a reward model, else snips."""
 
-    a: str
-    b: str
-    rows: int
-    requests: int
-    users: int
+    evidence: Evidence
+    rules: Rules
+    finished: Finished
+    confidence: float  # of every interval: that of the rules, shared by the challengers
     logged: Interval  # the logging policy's own rate
     bootstrap: dict[str, Comparison]  # by estimator
     influence: dict[str, Comparison]
+    any_time: Interval  # of the quoted difference
+    betting: Betting | None  # of the difference; None where it has no common denominator or too few users
     quoted: str
-    diagnostics: dict[str, Diagnostics]  # by policy
-    checks: dict[str, list[Check]]
+    power: Power
+    margin: float  # absolute
+    diagnostics: dict[str, Diagnostics]  # by side
+    checks: list[Check]
+    segments: list[SegmentResult]
+    over_time: dict[str, Any]
     verdict: Verdict
 
     def json(self) -> dict[str, Any]:
+        evidence, quoted = self.evidence, self.bootstrap[self.quoted]
+        sides = {
+            side: {"name": name, "estimates": {key: getattr(c, side).json() for key, c in self.bootstrap.items()}}
+            for side, name in (("a", evidence.a), ("b", evidence.b))
+        }
         return {
             "verdict": self.verdict.outcome,
             "sentence": self.verdict.sentence,
             "failed_checks": list(self.verdict.failed),
+            "broken_guardrails": list(self.verdict.broken),
             "estimator": self.quoted,
-            "a": {"name": self.a, "estimates": {name: c.a.json() for name, c in self.bootstrap.items()}},
-            "b": {"name": self.b, "estimates": {name: c.b.json() for name, c in self.bootstrap.items()}},
+            "estimators": {name: self._described(name) for name in self.bootstrap},
+            "refused": evidence.refused,
+            "confidence": self.confidence,
+            "challengers": self.rules.challengers,
+            "looks": self.rules.looks,
+            **sides,
             "difference": {name: c.difference_json() for name, c in self.bootstrap.items()},
+            "probability_b_better": quoted.difference_json()["probability_b_better"],
             "influence": {
                 name: {"a": c.a.json(), "b": c.b.json(), "difference": c.difference_json()} for name, c in self.influence.items()
             },
+            "any_time": self.any_time.json(),
+            "betting": self.betting and {**self.betting.interval.json(), "bound": self.betting.bound, "clipped": self.betting.clipped},
+            "margin": self.margin,
+            "power": self.power.json(),
             "logged": self.logged.json(),
-            "diagnostics": {
-                name: {**figures.json(), "checks": [check.json() for check in self.checks[name]]} for name, figures in self.diagnostics.items()
-            },
-            "rows": self.rows,
-            "requests": self.requests,
-            "users": self.users,
+            "checks": [check.json() for check in self.checks],
+            "diagnostics": {side: figures.json() for side, figures in self.diagnostics.items()},
+            "calibration": [share.json() for share in group_shares(evidence.calibration)] if evidence.calibration else [],
+            "segments": [segment.json() for segment in self.segments],
+            "guardrails": list(self.rules.guardrails),
+            "multiplicity": self.rules.multiplicity,
+            "over_time": self.over_time,
+            "propensities_estimated": evidence.health.estimated,
+            "rows": evidence.rows,
+            "requests": evidence.requests,
+            "users": len(evidence.sums.users_U),
         }  # fmt: skip
+
+    def _described(self, name: str) -> dict[str, Any]:
+        """What an estimator is and assumes; a parameter that was chosen to be infinite (no clipping) is None."""
+        estimator, tuned = EVERY[name], self.finished.tuned.get(name)
+        parameters = tuned and {side: finite(value) for side, value in tuned.items()}
+        return {"title": estimator.title, "assumes": estimator.assumes, "contrast": estimator.contrast, "parameters": parameters}
 
 
 def user_sums(slates: LoggedSlates, a: EvaluatedPolicy, b: EvaluatedPolicy) -> UserSums:
-    """Numerators and denominators of every estimator that the log allows, by user. Sums of blocks of a log can be merged."""
-    columns: dict[str, Floats] = {}
-    naive = Naive().terms(slates, a)
-    columns["naive/n"], columns["naive/d"] = naive.numerators_N, naive.denominators_N
-    modelled = slates.predicted_N is not None and a.expected_N is not None and b.expected_N is not None
-    for name, estimator in ESTIMATORS.items():
-        if name == "dr" and not modelled:
-            continue
-        for side, policy in (("a", a), ("b", b)):
-            terms = estimator.terms(slates, policy)
-            columns[f"{name}/{side}/n"], columns[f"{name}/{side}/d"] = terms.numerators_N, terms.denominators_N
-    return UserSums.build(slates.users_N, columns)
+    """One numerator and one denominator of every estimator that the log allows, by user: "{estimator}/{side}/{n|d}"."""
+    return finish(UserSums.build(slates.users_N, user_columns(slates, a, b))).sums
 
 
 def run_experiment(
@@ -75,59 +124,92 @@ def run_experiment(
     a: EvaluatedPolicy,
     b: EvaluatedPolicy,
     *,
-    confidence: float = 0.95,
-    replicates: int = 2_000,
-    min_effective_sample: float = 100,
-    max_weight_share: float = 0.1,
-    seed: int = 0,
+    rules: Rules | None = None,
+    context: Mapping[str, NDArray[Any]] | None = None,
+    health: LogHealth | None = None,
+    calibration: UserSums | None = None,
 ) -> Experiment:
-    """Is B better than A? Every estimator shares the same resamples (same seed), A and B the same log. Raises EvaluationError below 2 users."""
-    sums = user_sums(slates, a, b)
-    names = [name for name in ESTIMATORS if f"{name}/a/n" in sums.columns]
-    pairs = {name: ((f"{name}/a/n", f"{name}/a/d"), (f"{name}/b/n", f"{name}/b/d")) for name in names}
-    resampled = {name: bootstrap(sums, *pair, confidence=confidence, replicates=replicates, seed=seed) for name, pair in pairs.items()}
-    linear = {name: influence(sums, *pair, confidence=confidence) for name, pair in pairs.items()}
+    """Is B better than A? Of a log in memory. `context` and `health` as in `evidence.gather`. Raises EvaluationError below 2 users."""
+    hours = context is not None and "time" in context and int(np.ptp(context["time"])) < 3 * 86_400_000_000
+    evidence = gather(slates, a, b, columns=user_columns(slates, a, b), context=context, health=health, hours=hours)
+    if calibration is not None:
+        evidence = Evidence(**{**vars(evidence), "calibration": calibration})
+    return judge(evidence, rules or Rules())
+
+
+def judge(evidence: Evidence, rules: Rules) -> Experiment:
+    """The whole judgement from sums alone. Every estimator shares the same resamples, A and B the same log."""
+    finished, confidence = finish(evidence.sums), shared_confidence(rules.confidence, rules.challengers)
+    sums, raw = finished.sums, evidence.sums
+    pairs = _pairs(sums)
+    quoted = next((name for name in QUOTED if name in pairs), None)
+    if quoted is None:
+        reasons = "; ".join(f"{name}: {why}" for name, why in evidence.refused.items() if name in QUOTED)
+        raise EvaluationError(f"no estimator can judge this log ({reasons})")
     own = ("naive/n", "naive/d")
-    figures = {side: diagnose(slates, policy) for side, policy in (("a", a), ("b", b))}
-    limits = {"min_effective_sample": min_effective_sample, "max_weight_share": max_weight_share}
-    lists = {side: checks(figures[side], policy=policy.name, **limits) for side, policy in (("a", a), ("b", b))}
-    quoted = "dr" if "dr" in names else "snips"
-    verdict = decide([resampled[quoted], linear[quoted]], {a.name: lists["a"], b.name: lists["b"]}, a=a.name, b=b.name, confidence=confidence)
-    return Experiment(
-        a=a.name,
-        b=b.name,
-        rows=slates.rows,
-        requests=slates.requests,
+    every: dict[str, tuple[Ratio, Ratio]] = {**pairs, "": (own, own)}
+    resampled = bootstraps(sums, every, confidence=confidence, replicates=rules.replicates, seed=rules.seed)
+    linear = {name: influence(sums, *pair, confidence=confidence) for name, pair in pairs.items()}
+    any_time = time_uniform(linear[quoted], rows=evidence.rows, confidence=confidence)
+    figures = {side: diagnostics(evidence.weights[side], raw[f"weight/{side}"], raw["rows"]) for side in ("a", "b")}
+    limits = {"min_effective_sample": rules.min_effective_sample, "max_weight_share": rules.max_weight_share}
+    checks = [check for side, name in (("a", evidence.a), ("b", evidence.b)) for check in weight_checks(figures[side], policy=name, **limits)]
+    checks = [difference_check(linear[quoted]), *checks, *log_checks(evidence, sums, estimator=quoted)]
+    segments = compare_segments(evidence.segments, quoted, confidence=confidence, method=rules.multiplicity)
+    rate_a = resampled[quoted].a.value
+    margin = rules.margin * rate_a if np.isfinite(rate_a) and rate_a > 0 else 0.0
+    power = power_analysis(
+        difference=linear[quoted].difference.value,
+        error=linear[quoted].error,
+        rate_a=rate_a,
         users=len(sums.users_U),
-        logged=bootstrap(sums, own, own, confidence=confidence, replicates=replicates, seed=seed).a,
+        margin=margin,
+        confidence=confidence,
+    )
+    methods = [any_time, linear[quoted].difference] if rules.looks else [resampled[quoted].difference, linear[quoted].difference]
+    wanted = {tuple(part.strip() for part in name.split(":", 1)) for name in rules.guardrails}
+    verdict = decide(
+        methods,
+        checks,
+        a=evidence.a,
+        b=evidence.b,
+        confidence=confidence,
+        margin=margin,
+        guardrails=[segment for segment in segments if (segment.kind, segment.label) in wanted],
+        power=power,
+    )
+    return Experiment(
+        evidence=evidence,
+        rules=rules,
+        finished=finished,
+        confidence=confidence,
+        logged=resampled.pop("").a,
         bootstrap=resampled,
         influence=linear,
+        any_time=any_time,
+        betting=_betting(sums, quoted, confidence),
         quoted=quoted,
+        power=power,
+        margin=margin,
         diagnostics=figures,
-        checks=lists,
+        checks=checks,
+        segments=segments,
+        over_time=over_time(evidence.segments.get("day", {}), quoted, confidence=confidence),
         verdict=verdict,
     )
 
 
-def over_time(
-    slates: LoggedSlates, policies: dict[str, EvaluatedPolicy], times_N: NDArray[np.int64], *, estimator: str, bins: int = 12
-) -> dict[str, Any]:
-    """The estimate of each policy within `bins` equally large spans of the log: {"until": [µs], "logged": […], name: […]}.
-
-    `times_N` is in the order of the slates' rows.
-    """
-    bins = max(1, min(bins, slates.requests))
-    order = np.argsort(times_N, kind="stable")
-    bin_N = np.empty(slates.rows, np.int64)
-    bin_N[order] = np.arange(slates.rows) * bins // slates.rows
-    result: dict[str, Any] = {"until": [int(times_N[order][min(slates.rows, (i + 1) * slates.rows // bins) - 1]) for i in range(bins)]}
-    result["logged"] = _by_bin(bin_N, bins, slates.rewards_N, np.ones(slates.rows))
-    for name, policy in policies.items():
-        terms = ESTIMATORS[estimator].terms(slates, policy)
-        result[name] = _by_bin(bin_N, bins, terms.numerators_N, terms.denominators_N)
-    return result
+def _betting(sums: UserSums, quoted: str, confidence: float) -> Betting | None:
+    """Of estimators that divide by the rows; users in the order of a hash of their ids, which nobody chose."""
+    name = quoted if quoted != "snips" else "ips"
+    if f"{name}/a/n" not in sums or len(sums.users_U) < 50:
+        return None
+    order = np.argsort(user_groups(sums.users_U, 1 << 30), kind="stable")
+    gap = sums[f"{name}/b/n"] - sums[f"{name}/a/n"]
+    return betting(gap[order], sums["naive/d"][order], confidence=confidence)
 
 
-def _by_bin(bin_N: NDArray[np.int64], bins: int, numerators_N: Floats, denominators_N: Floats) -> list[float | None]:
-    top, bottom = (np.bincount(bin_N, weights=values, minlength=bins) for values in (numerators_N, denominators_N))
-    return [float(n / d) if d > 0 else None for n, d in zip(top, bottom, strict=True)]
+def _pairs(sums: UserSums) -> dict[str, tuple[Ratio, Ratio]]:
+    """The columns of A and B of every estimator but the naive one, which is the same for both."""
+    names = [column.split("/")[0] for column in sums.columns if column.endswith("/a/n")]
+    return {name: ((f"{name}/a/n", f"{name}/a/d"), (f"{name}/b/n", f"{name}/b/d")) for name in names}

@@ -1,4 +1,13 @@
-"""From intervals and checks to one of three words and one plain sentence."""
+"""From intervals and checks to one of five words and one plain sentence.
+
+    win               B's rate is higher: every interval of the difference lies above 0
+    lose              B's rate is lower, or a guardrail is broken
+    equivalent        whatever difference there is, it is smaller than the margin that matters
+    not enough data   the log cannot tell: more of it would
+    do not trust      the log is at fault: more of it would not help
+
+Only "win" is a reason to replace A. Whoever compares the word with "win" alone is always on the safe side.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,53 +15,101 @@ from typing import Literal
 
 import numpy as np
 
-from longtrail.offpolicy.diagnostics import Check
-from longtrail.offpolicy.intervals import Comparison
+from longtrail.offpolicy.checks import Check
+from longtrail.offpolicy.intervals import Interval
+from longtrail.offpolicy.power import Power
+from longtrail.offpolicy.segments import SegmentResult
 
-Outcome = Literal["win", "lose", "not enough data"]
-NOT_ENOUGH: Outcome = "not enough data"
+Outcome = Literal["win", "lose", "equivalent", "not enough data", "do not trust"]
+OUTCOMES: tuple[Outcome, ...] = ("win", "lose", "equivalent", "not enough data", "do not trust")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """`failed` names the checks that stand in the way of a decision, if any."""
+    """`failed` names the checks that stand in the way of a decision, `broken` the guardrails, if any."""
 
     outcome: Outcome
     sentence: str
     failed: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
 
 
-def decide(comparisons: Sequence[Comparison], checks: dict[str, Sequence[Check]], *, a: str, b: str, confidence: float) -> Verdict:
-    """Win or lose only where every check of both policies passes and *every* interval given (first: the one that is quoted) leaves 0 out.
+def decide(
+    intervals: Sequence[Interval],
+    checks: Sequence[Check],
+    *,
+    a: str,
+    b: str,
+    confidence: float,
+    margin: float = 0.0,
+    guardrails: Sequence[SegmentResult] = (),
+    power: Power | None = None,
+) -> Verdict:
+    """Checks first, then intervals. `intervals` are of the difference B − A by several methods (first: the one that is quoted), `margin` is absolute.
 
-    `checks` is by policy name. Our choice: a decision that hangs on the method of the interval is none.
+    Win, lose and equivalent need *every* interval to agree: a decision that hangs on the method of the interval is none (our choice).
+    Equivalent is both limits within the margin, the two one-sided tests at (1 − confidence) / 2 each (Schuirmann 1987). A guardrail is a segment in
+    which B may not be worse: where it surely is, a win becomes a loss.
     """
-    quoted = comparisons[0].difference
-    failed = {f"{check.name} of {policy}": check for policy, group in checks.items() for check in group if not check.passed}
-    if failed:
-        first, check = next(iter(failed.items()))
-        others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        sentence = f"This log cannot decide between {b} and {a}: the check '{first}' failed{others}: {check.value:.3g}, expected {check.threshold}."
-        return Verdict(outcome=NOT_ENOUGH, sentence=sentence, failed=tuple(failed))
-    if not all(np.isfinite([c.difference.low, c.difference.high]).all() for c in comparisons):
-        return Verdict(outcome=NOT_ENOUGH, sentence=f"This log says nothing about {b} against {a}: what they would show hardly ever was shown.")
-    low, high = min(c.difference.low for c in comparisons), max(c.difference.high for c in comparisons)
-    span = f"{confidence:.0%} interval {_signed(quoted.low)} to {_signed(quoted.high)} points"
-    change = f"its click-through rate is {_points(quoted.value)} than {a}'s ({span})"
+    names = {"a": a, "b": b, "": ""}
+    for kind, outcome, start in (
+        ("trust", "do not trust", "Do not trust this log about"),
+        ("amount", "not enough data", "Not enough data to compare"),
+    ):
+        failed = [check for check in checks if check.failed and check.kind == kind]
+        if failed:
+            first = failed[0]
+            others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+            about = _named(first, names)
+            sentence = f"{start} {b} and {a}: the check '{about}' failed{others}: {first.value:.3g}, expected {first.threshold}."
+            return Verdict(outcome=outcome, sentence=sentence, failed=tuple(_named(check, names) for check in failed))  # type: ignore[arg-type]
+    if not all(np.isfinite([interval.low, interval.high]).all() for interval in intervals):
+        return Verdict(outcome="not enough data", sentence=f"Not enough data: what {b} and {a} would show was hardly ever shown in this log.")
+    quoted = intervals[0]
+    low, high = min(interval.low for interval in intervals), max(interval.high for interval in intervals)
+    span = f"{100 * confidence:.4g}% interval {_signed(low)} to {_signed(high)} points"
     if low > 0:
-        return Verdict(outcome="win", sentence=f"{b} beats {a}: {change}.")
+        broken = tuple(f"{g.kind} {g.label}" for g in guardrails if g.finding == "worse")
+        change = f"its click-through rate is {_points(quoted.value)} than {a}'s ({span})"
+        if broken:
+            sentence = f"Keep {a}: {b} is better on the whole ({span}) but worse for {' and '.join(broken)}, which was set as a guardrail."
+            return Verdict(outcome="lose", sentence=sentence, broken=broken)
+        small = " That is less than the margin that was said to matter." if high < margin else ""
+        return Verdict(outcome="win", sentence=f"{b} beats {a}: {change}.{small}")
     if high < 0:
-        return Verdict(outcome="lose", sentence=f"{b} loses to {a}: {change}.")
-    sentence = (
-        f"Not enough data to tell {b} from {a}: the difference in click-through rate may lie anywhere from {_signed(low)} to {_signed(high)} "
-        f"points ({confidence:.0%} interval), and 0 is among it."
-    )
-    return Verdict(outcome=NOT_ENOUGH, sentence=sentence)
+        return Verdict(outcome="lose", sentence=f"{b} loses to {a}: its click-through rate is {_points(quoted.value)} than {a}'s ({span}).")
+    if low == high == 0:
+        return Verdict(outcome="equivalent", sentence=f"{b} and {a} would do the same in every request of this log: there is nothing to decide.")
+    if -margin < low and high < margin:
+        sentence = f"{b} and {a} are equivalent: they differ by less than {100 * margin:.2g} points, the margin that was said to matter ({span})."
+        return Verdict(outcome="equivalent", sentence=sentence)
+    more = _more(power, margin)
+    unclear = f"the difference in click-through rate may be anything from {_signed(low)} to {_signed(high)} points"
+    sentence = f"Not enough data to tell {b} from {a}: {unclear} ({100 * confidence:.4g}% interval).{more}"
+    return Verdict(outcome="not enough data", sentence=sentence)
+
+
+def _more(power: Power | None, margin: float) -> str:
+    if power is None or power.factor_for_margin is None:
+        return ""
+    return f" {times(power.factor_for_margin)} as many users would find a difference of {100 * margin:.2g} points, or rule it out."
+
+
+def times(factor: float) -> str:
+    """About so many times, at two digits."""
+    rounded = float(f"{max(factor, 1.0):.2g}")
+    return f"About {rounded:,.0f} times" if rounded >= 10 else f"About {rounded:g} times"
+
+
+def _named(check: Check, names: dict[str, str]) -> str:
+    policy = names.get(check.policy, check.policy)
+    return f"{check.name} of {policy}" if policy else check.name
 
 
 def _points(difference: float) -> str:
-    return f"{abs(100 * difference):.2f} points {'higher' if difference > 0 else 'lower'}"
+    return f"{_signed(abs(difference))[1:]} points {'higher' if difference > 0 else 'lower'}"
 
 
 def _signed(difference: float) -> str:
-    return f"{100 * difference:+.2f}"
+    digits = 2 if abs(difference) >= 0.001 or difference == 0 else 3 if abs(difference) >= 0.0001 else 4
+    return f"{100 * difference:+.{digits}f}"

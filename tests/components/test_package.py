@@ -70,7 +70,10 @@ def test_the_packaged_code_needs_no_pipeline(made: Outputs) -> None:
     assert all(path.startswith(str((made.bento / "src").resolve())) for path in done.stdout.split())
 
 
-@pytest.mark.parametrize(("verdict", "arm"), [("win", "sam"), ("lose", "popularity"), ("not enough data", "popularity")])
+@pytest.mark.parametrize(
+    ("verdict", "arm"),
+    [("win", "sam"), ("lose", "popularity"), ("not enough data", "popularity"), ("do not trust", "popularity"), ("equivalent", "popularity")],
+)
 def test_only_a_win_changes_the_ranker(made: Outputs, tmp_path: Path, verdict: str, arm: str) -> None:
     write_json(tmp_path / "report.json", {"verdict": verdict})
     choice = step.choose(made.champion, tmp_path)

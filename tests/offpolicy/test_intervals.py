@@ -1,12 +1,13 @@
 """Error rates over many simulated logs; each bound states the chance of failing with another seed if all is right."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from longtrail.errors import EvaluationError
-from longtrail.offpolicy.experiment import run_experiment, user_sums
+from longtrail.offpolicy.experiment import Rules, run_experiment, user_sums
 from longtrail.offpolicy.intervals import bootstrap, influence
-from longtrail.offpolicy.slates import EvaluatedPolicy, LoggedSlates
 from longtrail.offpolicy.sums import UserSums
 from tests.offpolicy.worlds import OneItemWorld
 
@@ -48,8 +49,8 @@ def test_policies_compared_with_themselves_differ_by_exactly_nothing():
     sums = user_sums(draw.slates, draw.a, draw.a)
     for comparison in (bootstrap(sums, *pairs("dr"), confidence=0.95, replicates=200, seed=0), influence(sums, *pairs("dr"), confidence=0.95)):
         assert (comparison.difference.low, comparison.difference.value, comparison.difference.high) == (0, 0, 0)
-    verdict = run_experiment(draw.slates, draw.a, EvaluatedPolicy(**{**vars(draw.a), "name": "again"}), replicates=200).verdict
-    assert verdict.outcome == "not enough data" and not verdict.failed
+    verdict = run_experiment(draw.slates, draw.a, replace(draw.a, name="again"), rules=Rules(replicates=200)).verdict
+    assert verdict.outcome == "equivalent" and not verdict.failed and "nothing to decide" in verdict.sentence
 
 
 def test_merged_blocks_equal_the_whole_and_groups_keep_totals():
@@ -136,7 +137,7 @@ def test_false_wins_are_rare_and_true_wins_are_found():
 
 
 def _outcome(draw, seed):
-    return run_experiment(draw.slates, draw.a, draw.b, replicates=200, seed=seed).verdict.outcome
+    return run_experiment(draw.slates, draw.a, draw.b, rules=Rules(replicates=200, seed=seed)).verdict.outcome
 
 
 def test_ignoring_users_would_be_wrong():
@@ -145,7 +146,7 @@ def test_ignoring_users_would_be_wrong():
     for seed in range(150):
         draw = world.draw(1_500, 60, seed, modelled=False)
         by_user = user_sums(draw.slates, draw.a, draw.b)
-        rows = LoggedSlates(**{**vars(draw.slates), "users_N": np.arange(1_500)})
+        rows = replace(draw.slates, users_N=np.arange(1_500))
         for unit, sums in (("users", by_user), ("rows", user_sums(rows, draw.a, draw.b))):
             interval = influence(sums, *pairs("snips"), confidence=0.95).a
             inside[unit] += interval.low <= world.truth["a"] <= interval.high

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
-from longtrail.offpolicy.diagnostics import checks, diagnose, effective_sample
-from longtrail.offpolicy.experiment import run_experiment
-from longtrail.offpolicy.intervals import Comparison, Interval
+from longtrail.offpolicy.checks import Check, weight_checks
+from longtrail.offpolicy.diagnostics import diagnose
+from longtrail.offpolicy.experiment import Rules, run_experiment
+from longtrail.offpolicy.intervals import Comparison, Interval, effective_sample
+from longtrail.offpolicy.segments import SegmentResult
 from longtrail.offpolicy.slates import EvaluatedPolicy, LoggedSlates
 from longtrail.offpolicy.two_logs import PolicyLog, action_probabilities, cross_estimate
 from longtrail.offpolicy.verdict import decide
@@ -13,7 +15,7 @@ LIMITS = {"policy": "p", "min_effective_sample": 100, "max_weight_share": 0.1}
 
 
 def failed(slates, policy):
-    return {check.name for check in checks(diagnose(slates, policy), **LIMITS) if not check.passed}
+    return {check.name for check in weight_checks(diagnose(slates, policy), **LIMITS) if check.failed}
 
 
 def one_item(users, propensities, rewards=None):
@@ -23,9 +25,8 @@ def one_item(users, propensities, rewards=None):
     )
 
 
-def comparison(low, high):
-    interval = Interval(value=(low + high) / 2, low=low, high=high)
-    return Comparison(a=interval, b=interval, difference=interval, relative=interval)
+def interval(low, high):
+    return Interval(value=(low + high) / 2, low=low, high=high)
 
 
 def test_kish_by_hand():
@@ -54,30 +55,58 @@ def test_each_check_fails_where_it_should():
 
 
 def test_words_follow_the_intervals():
-    ok = {"A": [], "B": []}
-    said = {name: decide(c, ok, a="A", b="B", confidence=0.95) for name, c in {
-        "win": [comparison(0.01, 0.03), comparison(0.005, 0.03)],
-        "lose": [comparison(-0.03, -0.01)],
-        "not enough data": [comparison(0.001, 0.03), comparison(-0.001, 0.03)],
+    said = {name: decide(intervals, [], a="A", b="B", confidence=0.95, margin=0.004) for name, intervals in {
+        "win": [interval(0.01, 0.03), interval(0.005, 0.03)],
+        "lose": [interval(-0.03, -0.01)],
+        "equivalent": [interval(-0.003, 0.0035), interval(-0.003, 0.003)],
+        "not enough data": [interval(0.001, 0.03), interval(-0.001, 0.03)],
     }.items()}  # fmt: skip
     assert {name: verdict.outcome for name, verdict in said.items()} == {name: name for name in said}
-    assert said["win"].sentence == "B beats A: its click-through rate is 2.00 points higher than A's (95% interval +1.00 to +3.00 points)."
-    assert "2.00 points lower" in said["lose"].sentence and "0 is among it" in said["not enough data"].sentence
-    nothing = decide([comparison(np.nan, np.nan)], ok, a="A", b="B", confidence=0.95)
-    assert nothing.outcome == "not enough data"
+    assert said["win"].sentence == "B beats A: its click-through rate is 2.00 points higher than A's (95% interval +0.50 to +3.00 points)."
+    assert "2.00 points lower" in said["lose"].sentence and "anything from -0.10 to +3.00 points" in said["not enough data"].sentence
+    assert "less than 0.4 points" in said["equivalent"].sentence
+    nothing = decide([interval(np.nan, np.nan)], [], a="A", b="B", confidence=0.95)
+    assert nothing.outcome == "not enough data" and "hardly ever shown" in nothing.sentence
+    small = decide([interval(0.001, 0.003)], [], a="A", b="B", confidence=0.95, margin=0.004)
+    assert small.outcome == "win" and "less than the margin" in small.sentence
+
+
+def test_checks_come_before_intervals_and_trust_before_amount():
+    def check(kind, state):
+        return Check(name=f"{kind} {state}", kind=kind, state=state, value=1.0, threshold="2", explanation="")
+
+    clear = {"intervals": [interval(0.01, 0.02)], "a": "A", "b": "B", "confidence": 0.95}
+    amount, trust = check("amount", "fail"), check("trust", "fail")
+    assert decide(checks=[amount], **clear).outcome == "not enough data"
+    both = decide(checks=[amount, trust], **clear)
+    assert both.outcome == "do not trust" and both.failed == ("trust fail",) and "trust fail" in both.sentence
+    harmless = [check("trust", "warn"), check("amount", "warn"), check("trust", "unknown"), check("trust", "pass")]
+    assert decide(checks=harmless, **clear).outcome == "win"
+
+
+def test_a_broken_guardrail_is_no_win():
+    def segment(low, high, adjusted):
+        comparison = Comparison(a=interval(0, 1), b=interval(0, 1), difference=interval(low, high), relative=interval(0, 1))
+        return SegmentResult(kind="user", label="new", rows=100, users=50, comparison=comparison, adjusted=adjusted, enough=True)
+
+    clear = {"intervals": [interval(0.01, 0.02)], "checks": [], "a": "A", "b": "B", "confidence": 0.95}
+    broken = decide(guardrails=[segment(-0.03, -0.01, 0.01)], **clear)
+    assert broken.outcome == "lose" and broken.broken == ("user new",) and "worse for user new" in broken.sentence
+    for harmless in (segment(-0.03, 0.01, 0.4), segment(-0.03, -0.01, 0.06), segment(0.01, 0.03, 0.01)):
+        assert decide(guardrails=[harmless], **clear).outcome == "win"
 
 
 def test_a_failed_check_overrules_a_clear_interval():
     draw = OneItemWorld(gap=3.0).draw(300, 100, 0)
-    result = run_experiment(draw.slates, draw.a, draw.b, replicates=200, min_effective_sample=1e6)
+    result = run_experiment(draw.slates, draw.a, draw.b, rules=Rules(replicates=200, min_effective_sample=1e6))
     assert result.verdict.outcome == "not enough data" and "effective requests of a" in result.verdict.failed
-    assert "cannot decide" in result.verdict.sentence and "1e+06" in result.verdict.sentence
+    assert "Not enough data" in result.verdict.sentence and "1e+06" in result.verdict.sentence
 
 
 def test_a_policy_the_log_never_shows_is_not_judged():
     slates = one_item(np.arange(400), np.full(400, 0.5), np.ones(400))
     same, other = (EvaluatedPolicy.build(name, slates, np.full(400, p)) for name, p in (("same", 0.5), ("other", 0.0)))
-    result = run_experiment(slates, same, other, replicates=100)
+    result = run_experiment(slates, same, other, rules=Rules(replicates=100))
     assert result.verdict.outcome == "not enough data"
     assert result.json()["b"]["estimates"]["snips"] == {"value": None, "low": None, "high": None}
 
