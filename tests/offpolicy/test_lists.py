@@ -8,7 +8,6 @@ from longtrail.datasets.world import World, simulate_requests, true_rate
 from longtrail.errors import EvaluationError
 from longtrail.offpolicy.bandit import bandit_requests, draw_bandit
 from longtrail.offpolicy.estimators import ESTIMATORS
-from longtrail.offpolicy.experiment import over_time
 from longtrail.offpolicy.lists import LoggedLists, evaluate_policies
 from longtrail.offpolicy.policies import conditional_probabilities, softmax
 from longtrail.offpolicy.reward import CrossFittedReward, user_folds
@@ -103,7 +102,3 @@ def test_bandit_estimates_are_unbiased_for_the_stated_truth():
         assert drawn.truth[name] == pytest.approx(by_hand)
         for estimator in ESTIMATORS.values():  # 24,000 rows: the standard error is about .006
             assert estimator.terms(drawn.slates, drawn.policies[name]).value == pytest.approx(by_hand, abs=0.03)
-    series = over_time(drawn.slates, drawn.policies, drawn.times_N, estimator="dr", bins=6)
-    assert len(series["until"]) == 6 and series["until"][-1] == 59
-    whole = ESTIMATORS["dr"].terms(drawn.slates, drawn.policies["b"]).value
-    assert np.mean(series["b"]) == pytest.approx(whole)
