@@ -2,7 +2,8 @@
 
 A user has an activity (log-normal) and two tastes: one for clicking at all, tied to the activity, and one that turns items against each other.
 A request has one of CONTEXTS contexts; in each the logger and both policies have probabilities of their own. The item shown is drawn from the
-logger's, the click from sigmoid(level + tastes + quality). Users are drawn anew for each log, so the truth is an expectation over users: by quadrature.
+logger's, the click from sigmoid(level + tastes + quality). Users are drawn anew for each log, so the truth is an expectation over users, by
+quadrature.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.special import expit
 
 from longtrail.offpolicy.evidence import Evidence, LogHealth
@@ -25,12 +27,16 @@ COLUMNS = ("naive/n", "naive/d", *(f"{e}/{s}/{p}" for e in ("ips", "snips", "dr"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """`level` sets the click rate, `gap` how much better B is, `spread` how far both policies lie from the logger (overlap)."""
+    """`level` sets the click rate, `gap` how much better B is, `spread` how far both policies lie from the logger (overlap).
+
+    With `even` B goes its own way from the logger's, and is then moved so that it is exactly as good as A: a win is false.
+    """
 
     level: float
     gap: float = 0.4
     spread: float = 0.7
     user_sd: float = 0.8
+    even: bool = False
     sharper: float = 1.0  # the logger really draws with its logged scores times this: 1 is honest
     seed: int = 7
 
@@ -39,8 +45,15 @@ class Setting:
         rng = np.random.default_rng(self.seed)
         base = 0.8 * rng.normal(size=(CONTEXTS, ITEMS))
         apart = self.spread * rng.normal(size=(CONTEXTS, ITEMS))
-        a, b = base + apart, base + apart + self.gap * self.quality()
-        return softmax(self.sharper * base), softmax(base), softmax(a), softmax(b)
+        a, b = softmax(base + apart), softmax(base + apart + self.gap * self.quality())
+        if self.even:
+            own, rates = base + self.spread * rng.normal(size=(CONTEXTS, ITEMS)), self.rates()
+
+            def gain(shift: float) -> float:
+                return float(((softmax(own + shift * self.quality()) - a) * rates).sum())
+
+            b = softmax(own + brentq(gain, -5.0, 5.0) * self.quality())
+        return softmax(self.sharper * base), softmax(base), a, b
 
     def quality(self) -> Floats:
         return np.random.default_rng(self.seed + 1).permuted(np.tile(np.linspace(-1, 1, ITEMS), (CONTEXTS, 1)), axis=1)

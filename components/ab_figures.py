@@ -42,28 +42,22 @@ def over_time(result: dict[str, Any]) -> "Figure":
         rates.plot(places, values, "o-", color=COLOURS[key], label=label, linewidth=1.5, markersize=3)
     rates.set_ylabel("clicks per 100", fontsize=9)
     rates.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=1, fontsize=8.5, frameon=False)
-    known = [(place, run) for place, run in zip(places, series["running"], strict=True) if run["value"] is not None]
-    gap.plot([place for place, _ in known], [100 * run["value"] for _, run in known], "o-", color=COLOURS["b"], linewidth=1.5, markersize=3)
-    sure = [(place, run) for place, run in known if run["low"] is not None]
-    gap.fill_between(
-        [p for p, _ in sure], [100 * r["low"] for _, r in sure], [100 * r["high"] for _, r in sure], color=COLOURS["b"], alpha=0.18, linewidth=0
-    )
-    if sure:  # the first, wide bands must not set the scale
-        half = 3 * max(sure[-1][1]["high"] - sure[-1][1]["low"], 1e-9)
-        middle = sure[-1][1]["value"]
-        values = [run["value"] for _, run in known]
-        low, high = min(*values, middle - half / 2), max(*values, middle + half / 2)
-        gap.set_ylim(100 * min(low, -0.1 * half), 100 * max(high, 0.1 * half))
-    gap.axhline(0, color=INK, linewidth=0.8)
+    _running(gap, series["running"])
     if "truth" in result:
         gap.axhline(100 * result["truth"]["difference"], color=COLOURS["truth"], linewidth=1, linestyle="--", label="truth")
         gap.legend(loc="best", fontsize=8.5, frameon=False)
-    gap.set_ylabel("B − A so far, points", fontsize=9)
-    step = max(1, -(-len(places) // 4))
     for axis in (rates, gap):
-        axis.set_xlim(0.5, len(places) + 0.5)
-        axis.set_xticks(places[::step], [until[5:] for until in series["until"]][::step])
+        _ticks(axis, series["until"])
     gap.set_xlabel("span of the log that ends on (month-day)", fontsize=9)
+    return figure
+
+
+def daily(result: dict[str, Any]) -> "Figure":
+    """A live test's difference so far, with the interval that holds on all days together."""
+    figure, (gap,) = new_figure([2.6])
+    _running(gap, [day["running"] for day in result["days"]])
+    _ticks(gap, [day["until"] for day in result["days"]])
+    gap.set_xlabel("day (month-day)", fontsize=9)
     return figure
 
 
@@ -71,7 +65,7 @@ def segments(result: dict[str, Any]) -> "Figure":
     """A forest: B − A in every segment, under the whole."""
     rows = result["segments"]
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    lines: list[tuple[str, dict[str, Any] | None, str]] = [("all", result["difference"][result["estimator"]], COLOURS["b"])]
+    lines: list[tuple[str, dict[str, Any] | None, str]] = [("all", result["interval"], COLOURS["b"])]
     for kind in kinds:
         lines.append((kind, None, INK))
         lines += [(f"  {_short(row['label'])}", row["difference"], FINDINGS[row["finding"]]) for row in rows if row["kind"] == kind]
@@ -162,6 +156,27 @@ def calibration(result: dict[str, Any]) -> "Figure":
     return figure
 
 
+def _running(axis: "Axes", runs: list[dict[str, Any]]) -> None:
+    known = [(place, run) for place, run in enumerate(runs, start=1) if run["value"] is not None]
+    sure = [(place, run) for place, run in known if run["low"] is not None]
+    axis.plot([place for place, _ in known], [100 * run["value"] for _, run in known], "o-", color=COLOURS["b"], linewidth=1.5, markersize=3)
+    places, lows, highs = ([p for p, _ in sure], [100 * r["low"] for _, r in sure], [100 * r["high"] for _, r in sure])
+    axis.fill_between(places, lows, highs, color=COLOURS["b"], alpha=0.18, linewidth=0)
+    if sure:  # the first, wide bands must not set the scale
+        half = 1.5 * max(highs[-1] - lows[-1], 1e-9)
+        values = [100 * run["value"] for _, run in known]
+        axis.set_ylim(min(*values, values[-1] - half, -0.2 * half), max(*values, values[-1] + half, 0.2 * half))
+    axis.axhline(0, color=INK, linewidth=0.8)
+    axis.set_ylabel("B − A so far, points", fontsize=9)
+
+
+def _ticks(axis: "Axes", until: list[str]) -> None:
+    places = list(range(1, len(until) + 1))
+    step = max(1, -(-len(places) // 4))
+    axis.set_xlim(0.5, len(places) + 0.5)
+    axis.set_xticks(places[::step], [text[5:] for text in until][::step])
+
+
 def bar(axis: "Axes", estimate: dict[str, Any], height: float, colour: str, label: str | None) -> None:
     if estimate["value"] is None:
         return
@@ -170,14 +185,14 @@ def bar(axis: "Axes", estimate: dict[str, Any], height: float, colour: str, labe
     axis.plot([100 * estimate["value"]], [height], "o", color=colour, markersize=5, label=label)
 
 
-def series_points(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The difference over time as rows, for DVC's own plots."""
+def series_csv(result: dict[str, Any]) -> str:
+    """The difference over time as a table, for DVC's own plots; what is undefined is empty."""
     series = result["over_time"]
-    rows = zip(series["until"], series["logged"], series["a"], series["b"], series["running"], strict=True)
-    return [
-        {"until": until, "logged": logged, "a": a, "b": b, "difference": run["value"], "low": run["low"], "high": run["high"]}
-        for until, logged, a, b, run in rows
-    ]
+    lines = ["until,logged,a,b,difference,low,high"]
+    for until, logged, a, b, run in zip(*(series[key] for key in ("until", "logged", "a", "b", "running")), strict=True):
+        values = (logged, a, b, run["value"], run["low"], run["high"])
+        lines.append(",".join([until, *("" if value is None else repr(value) for value in values)]))
+    return "\n".join(lines) + "\n"
 
 
 def describe_segments(result: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ def html(result: dict[str, Any]) -> str:
     sections = [
         Section("Click-through rates", _cards(result), _truth_note(result)),
         Section("What to do next", paragraph(next_step(result))),
-        Section("Can it be believed?", _lights(result), "Green does not prove a log right; red proves that this page must not decide anything."),
+        Section("Can it be believed?", lights(result), "Green does not prove a log right; red proves that this page must not decide anything."),
     ]
     if len(result["over_time"]["until"]) > 1:
         sections.append(
@@ -110,20 +110,21 @@ def _cards(result: dict[str, Any]) -> str:
     for side, role in (("a", "A, in service"), ("b", "B, challenger")):
         estimate = result[side]["estimates"][name]
         more = [f"{confidence} interval {span(estimate)}", *([f"truth {percent(truth[side])}"] if truth else [])]
-        cards.append(_card(side, f"{role}: {result[side]['name']}", percent(estimate["value"]), more))
+        cards.append(card(side, f"{role}: {result[side]['name']}", percent(estimate["value"]), more))
     difference = result["difference"][name]
     relative = difference["relative"]
     more = [
-        f"{confidence} interval {span(difference, points)} points",
+        f"{confidence} interval {span(result['interval'], points)} points",
         f"relative {signed(relative['value'])} ({span(relative, signed)})",
         f"B is better with probability {chance(result['probability_b_better'])}",
         *([f"truth {points(truth['difference'])} points"] if truth else []),
     ]
-    cards.append(_card("gap", "B − A", f"{points(difference['value'])} points", more))
+    cards.append(card("gap", "B − A", f"{points(difference['value'])} points", more))
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _card(kind: str, who: str, big: str, more: list[str]) -> str:
+def card(kind: str, who: str, big: str, more: list[str]) -> str:
+    """One of the page's large figures, with lines below it."""
     lines = Markup("<br>").join(escape(line) for line in more)
     return str(
         Markup('<div class="card {}"><div class="who">{}</div><div class="big">{}</div><div class="more">{}</div></div>').format(
@@ -143,7 +144,8 @@ def _truth_note(result: dict[str, Any]) -> str:
     )
 
 
-def _lights(result: dict[str, Any]) -> str:
+def lights(result: dict[str, Any]) -> str:
+    """The checks as a traffic-light list, the worst first; those that passed are folded away."""
     order = {"fail": 0, "warn": 1, "unknown": 2, "pass": 3}
     checks = sorted(result["checks"], key=lambda check: order[check["state"]])
     open_ones = [check for check in checks if check["state"] != "pass"]

@@ -24,27 +24,50 @@ def ab_test(
     features: Annotated[Path, typer.Option(help="folder written by build_features")] = Path("build/features"),
     champion: Annotated[Path, typer.Option(help="folder written by select: ranker/ is B, incumbent/ is A")] = Path("build/champion"),
     params: Annotated[Path, typer.Option(help="settings: section `ab_test`")] = Path("params.yaml"),
-    report: Annotated[Path, typer.Option(help="folder to write: report.json, report.html, metrics.json")] = Path("build/ab"),
+    report: Annotated[Path, typer.Option(help="folder to write: report.json, report.html, metrics.json, plots")] = Path("build/ab"),
+    log_file: Annotated[Path | None, typer.Option("--log", help="judge this log (Parquet, impressions schema) instead of the pipeline's")] = None,
+    a: Annotated[str, typer.Option(help="with --log: column or Parquet file with A's probability of the logged item")] = "propensity",
+    b: Annotated[list[str] | None, typer.Option(help="with --log: the same of B; several are judged the more strictly, a folder each")] = None,
+    propensity_kind: Annotated[str | None, typer.Option(help="with --log: conditional or marginal, where the file does not say")] = None,
+    estimate_propensities: Annotated[bool, typer.Option(help="with --log: none were logged; estimate them, and say so everywhere")] = False,
+    independent_places: Annotated[bool, typer.Option(help="with --log: the logger filled each place without regard to the others")] = False,
+    segment: Annotated[list[str] | None, typer.Option(help="with --log: further columns to cut the log by")] = None,
 ) -> None:
     """Estimate the click-through rates of incumbent (A) and champion (B) from logged impressions, and say whether B wins.
 
     Uses the log's own propensities where it has them (and the candidates each list was chosen from), else a bandit problem made of the test
-    period's ratings, whose truth is known. The two Open Bandit policies against each other: python -m components.open_bandit --help
+    period's ratings, whose truth is known. With --log any log is judged alone, without the pipeline. The two Open Bandit policies against
+    each other: python -m components.open_bandit --help
     """
-    config = load_config(params)
-    result = compare(config, tables=tables, features=features, champion=champion)
+    if log_file is None:
+        config = load_config(params)
+        results = {"": compare(config, tables=tables, features=features, champion=champion)}
+    else:
+        from components.ab_log import compare_log
+
+        if not b:
+            raise EvaluationError("--log needs --b: a column of the log, or a Parquet file, with B's probability of each logged item")
+        settings = load_config(params).ab_test if params.is_file() else ABTestSettings()
+        options = {"kind": propensity_kind, "estimate": estimate_propensities, "independent_places": independent_places, "segments": segment or ()}
+        found = [compare_log(settings, log_file, a, one, challengers=len(b), **options) for one in b]  # type: ignore[arg-type]
+        results = {"": found[0]} if len(found) == 1 else {Path(one).stem: result for one, result in zip(b, found, strict=True)}
     with atomic_directory(report) as folder:
-        write_report(result, folder)
-    log.info("%s", result["sentence"])
-    log.info("report: %s", report / "report.html")
+        for name, result in results.items():
+            (folder / name).mkdir(exist_ok=True)
+            write_report(result, folder / name)
+    for name, result in results.items():
+        log.info("%s: %s", result["verdict"], result["sentence"])
+        log.info("report: %s", report / name / "report.html")
 
 
 def write_report(result: dict[str, Any], folder: Path) -> None:
-    """report.json, metrics.json (flat) and report.html of a result."""
+    """report.json, metrics.json (flat), over_time.csv (what DVC plots) and report.html of a result."""
+    from components.ab_figures import series_csv
     from components.ab_report import html, metrics
 
     write_json(folder / "report.json", result)
     write_json(folder / "metrics.json", metrics(result))
+    (folder / "over_time.csv").write_text(series_csv(result), encoding="utf-8")
     (folder / "report.html").write_text(html(result), encoding="utf-8")
 
 

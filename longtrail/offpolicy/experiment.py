@@ -21,7 +21,7 @@ from longtrail.offpolicy.segments import SegmentResult, compare_segments
 from longtrail.offpolicy.slates import EvaluatedPolicy, LoggedSlates
 from longtrail.offpolicy.sums import UserSums, user_groups
 from longtrail.offpolicy.timeline import over_time
-from longtrail.offpolicy.verdict import Verdict, decide
+from longtrail.offpolicy.verdict import Verdict, decide, envelope
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +55,7 @@ class Experiment:
     logged: Interval  # the logging policy's own rate
     bootstrap: dict[str, Comparison]  # by estimator
     influence: dict[str, Comparison]
+    interval: Interval  # of the quoted difference, and what the verdict rests on: the widest limits of two methods
     any_time: Interval  # of the quoted difference
     betting: Betting | None  # of the difference; None where it has no common denominator or too few users
     quoted: str
@@ -85,6 +86,7 @@ class Experiment:
             "looks": self.rules.looks,
             **sides,
             "difference": {name: c.difference_json() for name, c in self.bootstrap.items()},
+            "interval": self.interval.json(),
             "probability_b_better": quoted.difference_json()["probability_b_better"],
             "influence": {
                 name: {"a": c.a.json(), "b": c.b.json(), "difference": c.difference_json()} for name, c in self.influence.items()
@@ -109,8 +111,8 @@ class Experiment:
 
     def _described(self, name: str) -> dict[str, Any]:
         """What an estimator is and assumes; a parameter that was chosen to be infinite (no clipping) is None."""
-        estimator, tuned = EVERY[name], self.finished.tuned.get(name)
-        parameters = tuned and {side: finite(value) for side, value in tuned.items()}
+        estimator = EVERY[name]
+        parameters = {side: finite(value) for side, value in self.finished.tuned.get(name, {}).items()}
         return {"title": estimator.title, "assumes": estimator.assumes, "contrast": estimator.contrast, "parameters": parameters}
 
 
@@ -186,6 +188,7 @@ def judge(evidence: Evidence, rules: Rules) -> Experiment:
         logged=resampled.pop("").a,
         bootstrap=resampled,
         influence=linear,
+        interval=envelope(methods),
         any_time=any_time,
         betting=_betting(sums, quoted, confidence),
         quoted=quoted,

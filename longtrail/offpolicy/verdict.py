@@ -66,7 +66,8 @@ def decide(
     if not all(np.isfinite([interval.low, interval.high]).all() for interval in intervals):
         return Verdict(outcome="not enough data", sentence=f"Not enough data: what {b} and {a} would show was hardly ever shown in this log.")
     quoted = intervals[0]
-    low, high = min(interval.low for interval in intervals), max(interval.high for interval in intervals)
+    whole = envelope(intervals)
+    low, high = whole.low, whole.high
     span = f"{100 * confidence:.4g}% interval {_signed(low)} to {_signed(high)} points"
     if low > 0:
         broken = tuple(f"{g.kind} {g.label}" for g in guardrails if g.finding == "worse")
@@ -87,6 +88,12 @@ def decide(
     unclear = f"the difference in click-through rate may be anything from {_signed(low)} to {_signed(high)} points"
     sentence = f"Not enough data to tell {b} from {a}: {unclear} ({100 * confidence:.4g}% interval).{more}"
     return Verdict(outcome="not enough data", sentence=sentence)
+
+
+def envelope(intervals: Sequence[Interval]) -> Interval:
+    """The first one's value with the lowest and highest limit of all; NaN where any is undefined."""
+    lows, highs = [interval.low for interval in intervals], [interval.high for interval in intervals]
+    return Interval(value=intervals[0].value, low=float(np.min(lows)), high=float(np.max(highs)))
 
 
 def _more(power: Power | None, margin: float) -> str:
