@@ -39,7 +39,7 @@ class BlockKeys(nn.Module):
         self.settings = settings
         inputs = settings.compression * d
         self.places = nn.Parameter(torch.zeros(settings.kv_heads, settings.compression, d))
-        self.network = nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, d))
+        self.network = nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(inplace=True), nn.Linear(inputs, d))
 
     def forward(self, k_BGLd: Tensor, real_BL: Tensor | None) -> Tensor:
         """[B, G, n, d]: the window of block c ends at its last place and begins before it, with zeros before place 0.
@@ -79,23 +79,26 @@ class BlossomAttention(nn.Module):
     def forward(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
         """[B, L, D]."""
         B, L, D = x_BLD.shape
-        filled_BLD = functional.pad(x_BLD, (0, 0, 0, -L % self.settings.block))
-        projected, gates = self.inputs(filled_BLD), self.gate(filled_BLD).sigmoid()
+        missing = -L % self.settings.block
+        filled_BLD = functional.pad(x_BLD, (0, 0, 0, missing)) if missing else x_BLD
+        gates = self.gate(filled_BLD).sigmoid()
+        heads = self._heads(self.inputs(filled_BLD))
         with torch.autocast(x_BLD.device.type, enabled=False):  # the paths sum many small shares: never in half precision
-            wide = torch.promote_types(projected.dtype, torch.float32)
-            q_BGLMd, k_BGLd, v_BGLd = self._heads(projected.to(wide))
-            paths = self._paths(q_BGLMd, k_BGLd, v_BGLd, None if self.causal else lengths_B)
-            gates_BGLMP = gates.to(wide).view(B, -1, *q_BGLMd.shape[1:4:2], self.paths).transpose(1, 2)
-            mixed_BGLMd = sum(gate.unsqueeze(-1) * path.view(q_BGLMd.shape) for gate, path in zip(gates_BGLMP.unbind(-1), paths, strict=True))
-        return self.output(mixed_BGLMd.transpose(1, 2).reshape(B, -1, D)[:, :L])
+            first, *others = self._paths(*heads, None if self.causal else lengths_B)
+            shape = B, -1, *heads[0].shape[1:4:2], self.paths, 1
+            gate, *other_gates = gates.to(first.dtype).view(shape).transpose(1, 2).flatten(0, 1).unbind(-2)
+            mixed_NLMd = first * gate
+            for path, gate in zip(others, other_gates, strict=True):
+                mixed_NLMd = mixed_NLMd.addcmul(path, gate)
+        mixed_BLD = mixed_NLMd.unflatten(0, (B, -1)).transpose(1, 2).reshape(B, -1, D)
+        return self.output(mixed_BLD[:, :L])
 
     def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q [B, G, L, M, d], k and v [B, G, L, d]; q and k rotated."""
-        G = self.settings.kv_heads
-        heads = projected.unflatten(2, (-1, self.d))
-        rotated = rotate(heads[:, :, : self.heads + G])
-        q, k, v = rotated[:, :, : self.heads].unflatten(2, (G, -1)), rotated[:, :, self.heads :], heads[:, :, self.heads + G :]
-        return q.transpose(1, 2).contiguous(), k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+        """q [B, G, L, M, d], k and v [B, G, L, d], in float32 at least; q and k rotated."""
+        G, wide = self.settings.kv_heads, torch.promote_types(projected.dtype, torch.float32)
+        q, k, v = projected.unflatten(2, (-1, self.d)).split([self.heads, G, G], dim=2)
+        q, k = rotate(q.to(wide)).unflatten(2, (G, -1)), rotate(k.to(wide))
+        return q.transpose(1, 2).contiguous(), k.transpose(1, 2).contiguous(), v.to(wide).transpose(1, 2).contiguous()
 
     def _paths(self, q_BGLMd: Tensor, k_BGLd: Tensor, v_BGLd: Tensor, lengths_B: Tensor | None) -> list[Tensor]:
         """Results [N, L, M, d] of the long, the short and, where there is one, the compressed path. `lengths`: bidirectional alone."""
