@@ -35,6 +35,7 @@ class Finished:
 
     sums: UserSums
     tuned: dict[str, dict[str, float]] = field(default_factory=dict)  # estimator → side → the parameter that was chosen from the data
+    refused: dict[str, str] = field(default_factory=dict)  # estimator → why the log as a whole cannot be judged with it (see also `refusals`)
 
     @property
     def estimators(self) -> list[str]:
@@ -48,7 +49,7 @@ class Finished:
 
 
 def refusals(slates: LoggedSlates, *policies: EvaluatedPolicy) -> dict[str, str]:
-    """Estimator → why this log cannot be judged with it, by the first policy that it fails for."""
+    """Estimator → why this log cannot be judged with it, by the first policy that it fails for. The same for every block of a log."""
     found = {}
     for name, estimator in EVERY.items():
         why = next((why for policy in policies if (why := estimator.refuses(slates, policy)) is not None), None)
@@ -87,12 +88,16 @@ def finish(sums: UserSums) -> Finished:
             raw.setdefault((name, side), {})[part] = sums[column]
     done: dict[str, Floats] = {name: sums[name] for name in ("naive/n", "naive/d")}
     tuned: dict[str, dict[str, float]] = {}
+    refused: dict[str, str] = {}
     for (name, side), parts in raw.items():
         terms = EVERY[name].finish({ROWS: sums["naive/d"], **parts})
+        if terms.why is not None:
+            refused[name] = terms.why
+            continue
         done[f"{name}/{side}/n"], done[f"{name}/{side}/d"] = terms.numerators_N, terms.denominators_N
         if terms.parameter is not None:
             tuned.setdefault(name, {})[side] = terms.parameter
-    return Finished(UserSums(sums.users_U, tuple(done), np.stack(list(done.values()), axis=1), sums.groups), tuned)
+    return Finished(UserSums(sums.users_U, tuple(done), np.stack(list(done.values()), axis=1), sums.groups), tuned, refused)
 
 
 def judge(slates: LoggedSlates, policies: Mapping[str, EvaluatedPolicy]) -> dict[str, dict[str, float]]:

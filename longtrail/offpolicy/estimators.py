@@ -26,11 +26,18 @@ ROWS = "rows"  # the column of ones, kept once for all estimators that divide by
 
 @dataclass(frozen=True)
 class Terms:
-    """[N] each (or [U], summed by user); the estimate is their sums' ratio. `parameter` is what was chosen from the data, if anything was."""
+    """[N] each (or [U], summed by user); the estimate is their sums' ratio. `parameter` is what was chosen from the data, if anything was;
+    `why` says why there is no estimate, where only the whole log could tell.
+    """
 
     numerators_N: Floats
     denominators_N: Floats
     parameter: float | None = None
+    why: str | None = None
+
+    @classmethod
+    def refused(cls, why: str) -> "Terms":
+        return cls(np.zeros(0), np.zeros(0), why=why)
 
     @property
     def value(self) -> float:
@@ -48,7 +55,7 @@ class Estimator:
     contrast: ClassVar[bool] = False
 
     def refuses(self, slates: LoggedSlates, policy: EvaluatedPolicy) -> str | None:
-        """Why this log cannot be judged with this estimator; None where it can."""
+        """Why this log cannot be judged with this estimator; None where it can. The same for every block of a log."""
         return needs_conditional(slates)
 
     def columns(self, slates: LoggedSlates, policy: EvaluatedPolicy) -> dict[str, Floats]:
@@ -62,7 +69,10 @@ class Estimator:
     def terms(self, slates: LoggedSlates, policy: EvaluatedPolicy) -> Terms:
         """[N] numerators and denominators of a whole log. Raises EvaluationError where the log is refused."""
         self.check(slates, policy)
-        return self.finish({ROWS: np.ones(slates.rows), **self.columns(slates, policy)})
+        terms = self.finish({ROWS: np.ones(slates.rows), **self.columns(slates, policy)})
+        if terms.why is not None:
+            raise EvaluationError(f"{self.title}: policy {policy.name}: {terms.why}")
+        return terms
 
     def check(self, slates: LoggedSlates, policy: EvaluatedPolicy) -> None:
         """Raises EvaluationError where the log is refused."""

@@ -137,23 +137,28 @@ class Replay(Estimator):
     name, title = "replay", "replay"
     assumes = "The logger showed every candidate with the same chance, and as many candidates in each request."
 
-    def refuses(self, slates: LoggedSlates, policy: EvaluatedPolicy) -> str | None:
-        why = needs_conditional(slates)
-        if why is None and _uneven(slates).any():
-            why = "the log is not uniform: its propensities differ at a place"
-        return why
-
     def columns(self, slates: LoggedSlates, policy: EvaluatedPolicy) -> dict[str, Floats]:
+        """n and d; `odd` counts rows whose propensity is not that of others at their place, `p` and `pp` tell whether blocks of the log differ."""
         chance_N = slates.down_the_list(policy.probabilities_N)
         accepted = (_uniform(slates.requests_N + slates.first_request) < chance_N).astype(np.float64)
-        return {"n": accepted * slates.rewards_N, "d": accepted}
+        top_N = np.where(slates.places_N == 0, slates.propensities_N, 0.0)
+        return {"n": accepted * slates.rewards_N, "d": accepted, "odd": _uneven(slates), "p": top_N, "pp": top_N**2, "c": top_N > 0}
+
+    def finish(self, sums_U: Columns) -> Terms:
+        p, pp, requests = (float(sums_U[name].sum()) for name in ("p", "pp", "c"))
+        if sums_U["odd"].any() or pp * requests > p * p * (1 + 1e-9):
+            return Terms.refused("the log is not uniform: its propensities differ at a place")
+        return Terms(sums_U["n"], sums_U["d"])
 
 
-def _uneven(slates: LoggedSlates) -> NDArray[np.bool_]:
-    """[N] rows whose propensity is not the one of the first row at the same place."""
-    _, first, place_N = np.unique(slates.places_N, return_index=True, return_inverse=True)
-    reference_N = slates.propensities_N[first][place_N]
-    return np.abs(slates.propensities_N - reference_N) > 1e-6 * reference_N
+def _uneven(slates: LoggedSlates) -> Floats:
+    """[N] 1 where the propensity is not the one of the first row at the same place."""
+    if slates.lists:
+        _, first, place_N = np.unique(slates.places_N, return_index=True, return_inverse=True)
+        reference_N = slates.propensities_N[first][place_N]
+    else:
+        reference_N = np.broadcast_to(slates.propensities_N[0], slates.places_N.shape)
+    return (np.abs(slates.propensities_N - reference_N) > 1e-6 * reference_N).astype(np.float64)
 
 
 def _uniform(numbers_N: NDArray[np.int64]) -> Floats:

@@ -43,7 +43,8 @@ class UserSums:
     def merge(self, other: "UserSums") -> "UserSums":
         """Sums of both logs together; grouped where either is, or where users are many. Raises EvaluationError when their columns differ."""
         if self.columns != other.columns:
-            raise EvaluationError(f"user sums: columns {other.columns} cannot be added to {self.columns}")
+            only = sorted(set(self.columns) ^ set(other.columns)) or ["another order"]
+            raise EvaluationError(f"user sums: the columns of two blocks differ ({len(only)}, first {only[0]}); expected the same")
         if self.groups is None and other.groups is None:
             users, cluster = np.unique(np.concatenate([self.users_U, other.users_U]), return_inverse=True)
             if len(users) <= EXACT_USERS:

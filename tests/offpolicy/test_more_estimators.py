@@ -84,9 +84,11 @@ def test_replay_keeps_the_rows_a_policy_would_have_shown():
     assert mixed.value == pytest.approx(0.2, abs=0.02) and mixed.denominators_N.sum() == pytest.approx(rows / 4, rel=0.05)
     assert not mixed.denominators_N[item >= 2].any()
     uneven = LoggedSlates.build(**columns, propensities=np.where(item == 0, 0.2, 0.25))
+    half = EvaluatedPolicy.build("half", uneven, np.full(rows, 0.5))
     with pytest.raises(EvaluationError, match="not uniform"):
-        EVERY["replay"].terms(uneven, fixed_policy := EvaluatedPolicy.build("fixed", uneven, np.full(rows, 0.5)))
-    assert "replay" in refusals(uneven, fixed_policy)
+        EVERY["replay"].terms(uneven, half)
+    finished = finish(UserSums.build(uneven.users_N % 9, user_columns(uneven, half, half)))
+    assert "not uniform" in finished.refused["replay"] and "replay" not in finished.estimators
 
 
 def test_replay_of_lists_needs_all_that_stands_above():
