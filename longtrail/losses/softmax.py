@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from longtrail.losses.precision import precise, product_dtype
 
-BLOCK_ROWS = 256  # targets of a block on a CPU: matrix products are at full speed, and 3,416 items make 3.5 MB
+BLOCK_ROWS = 256  # targets of a block, for each thread of a CPU: matrix products are at full speed, and 3,416 items make 3.5 MB
 MAX_LOGITS = 1 << 25  # of a block, on any device: 128 MB in float32
 
 
@@ -41,7 +41,7 @@ class _Softmax(torch.autograd.Function):
         by_state = torch.empty(states.shape, dtype=exact, device=states.device) if keep[0] else None
         by_item = torch.zeros(items_ND.shape, dtype=exact, device=states.device) if keep[1] else None
         (T, N), total = (len(states), len(items)), torch.zeros((), dtype=exact, device=states.device)
-        rows = max(1, min(MAX_LOGITS // N, BLOCK_ROWS if states.device.type == "cpu" else T))
+        rows = max(1, min(MAX_LOGITS // N, BLOCK_ROWS * torch.get_num_threads() if states.device.type == "cpu" else T))
         room = torch.empty(min(rows, T), N, dtype=dtype, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
             for start in range(0, T, rows):  # over blocks, not over targets
