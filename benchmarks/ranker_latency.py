@@ -76,6 +76,7 @@ def tiled_din_attention(attention: TargetAttention, keys_BLD: Tensor, mask_BL: T
     k, q = tiled_pairs(keys_BLD, query_BCD)
     z = torch.cat([q, k, q - k, q * k], dim=-1)
     hidden = torch.sigmoid(z @ attention.first.flatten(0, 1) + attention.first_bias)
+    assert attention.last_bias is not None
     weights_BCL = (hidden @ attention.last + attention.last_bias).masked_fill(~mask_BL.unsqueeze(1), 0)
     return weights_BCL, weights_BCL @ keys_BLD
 

@@ -1,6 +1,6 @@
 """Settings of the models that rank a candidate set."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -77,8 +77,8 @@ class IFASettings(RankerSettings):
     feature_map: Literal["elu1", "relu", "squared_relu", "shares", "efficient", "linrec", "softmax"] = Field(
         "elu1", description="of linear attention; softmax is exact attention, the oracle to compare with: no user state"
     )
-    features: Positive | None = Field(None, description="features of a head; null is 2 · width / heads")
-    temperature: PositiveFloat = Field(1.0, description="first sharpness of each head's feature map; learned")
+    features: Positive = Field(8, description="features of a head: more see finer differences, and cost as much more")
+    temperature: PositiveFloat = Field(4.0, description="first sharpness of each head's feature map; learned")
     half_life_days: PositiveFloat | None = Field(None, description="first half-life of the slowest head's memory; null forgets nothing")
     recent_events: Count = Field(0, description="newest events that exact attention reads beside the sums")
     relation: Literal["softmax", "linear", "none"] = Field("softmax", description="attention among the candidates; linear for sets beyond some 500")
@@ -91,4 +91,71 @@ class IFASettings(RankerSettings):
         return self
 
 
-RankerModel = Annotated[PopularityRankerSettings | DINSettings | SAMSettings | IFASettings, Field(discriminator="kind")]
+class MeanPoolingSettings(RankerSettings):
+    """The mean of the behaviours, the same for every candidate (as YouTube's DNN, Covington et al., RecSys 2016)."""
+
+    kind: Literal["mean_pooling"] = "mean_pooling"
+
+
+class DIENSettings(RankerSettings):
+    """Deep interest evolution network (Zhou et al., AAAI 2019): step by step through the history, for short ones."""
+
+    kind: Literal["dien"] = "dien"
+    max_history: Positive = 50
+    attention_hidden: Annotated[tuple[Positive, ...], Field(min_length=1)] = (80, 40)
+
+
+class TwoStageSettings(RankerSettings):
+    """What the two-stage family shares: a search picks `top_k` behaviours for each candidate, multi-head attention reads them."""
+
+    top_k: Positive = 50
+    heads: Positive = Field(4, description="of the attention; must divide twice the width")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if 2 * self.width % self.heads:
+            raise ValueError(f"width is {self.width}, heads is {self.heads}; expected heads that divide twice the width")
+        return self
+
+
+class SIMSettings(TwoStageSettings):
+    """Search-based interest model (Pi et al., CIKM 2020)."""
+
+    kind: Literal["sim"] = "sim"
+    search: Literal["hard", "soft"] = Field("hard", description="hard: the newest of the candidate's category; soft: by a learned inner product")
+
+
+class ETASettings(TwoStageSettings):
+    """End-to-end target attention (Chen et al., 2021): search by Hamming distance of SimHashes."""
+
+    kind: Literal["eta"] = "eta"
+    bits: Annotated[int, Field(gt=0, le=64)] = 32
+
+
+class TWINSettings(TwoStageSettings):
+    """Two-stage interest network (Chang et al., KDD 2023): search by the very score of the attention."""
+
+    kind: Literal["twin"] = "twin"
+
+
+class SDIMSettings(RankerSettings):
+    """Sampling-based deep interest modelling (Cao et al., CIKM 2022): attention to the behaviours whose hashes collide with the candidate's."""
+
+    kind: Literal["sdim"] = "sdim"
+    hashes: Positive = Field(16, description="signatures of each item")
+    bits: Annotated[int, Field(gt=0, le=10)] = Field(3, description="bits of a signature: with each one, half as many behaviours collide")
+
+
+RankerModel = Annotated[
+    PopularityRankerSettings
+    | MeanPoolingSettings
+    | DINSettings
+    | DIENSettings
+    | SIMSettings
+    | ETASettings
+    | TWINSettings
+    | SDIMSettings
+    | SAMSettings
+    | IFASettings,
+    Field(discriminator="kind"),
+]

@@ -7,12 +7,13 @@ so that liked and disliked can be told apart; with the action table at zero the 
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from longtrail.config import DenseItemsSettings, ItemsSettings
 from longtrail.models.contracts import Candidates, History, Sizes
 from longtrail.models.items.dense import DenseItems, known
 from longtrail.models.items.factory import make_items
-from longtrail.models.lookup import look_up
+from longtrail.models.lookup import look_up, look_up_and_add
 from longtrail.models.masks import padding_mask
 
 DENSE = DenseItemsSettings()
@@ -36,13 +37,25 @@ class BehaviourEmbedding(nn.Module):
 
     def keys(self, history: History, mask_BL: Tensor) -> Tensor:
         """[B, L, D]: item ‖ category, plus the action."""
+        if (self.categories.items + 1) * len(self.actions) > mask_BL.numel():
+            return self.things(history.items_BL, history.categories_BL, mask_BL).add_(self.done(history.actions_BL, mask_BL))
+        # Fewer pairs of category and action than behaviours: looking up the pairs' sums is the same numbers with a third less memory traffic.
+        categories_C1D = functional.pad(self.categories.vectors()[1:], (self.width // 2, 0, 1, 0)).unsqueeze(1)
+        pairs_PD = (categories_C1D + functional.pad(self.actions[1:], (0, 0, 1, 0))).flatten(0, 1)
+        categories_BL = known(history.categories_BL.masked_fill(~mask_BL, 0), self.categories.items)
         actions_BL = known(history.actions_BL.masked_fill(~mask_BL, 0), len(self.actions) - 1)
-        return self._fields(history.items_BL, history.categories_BL, mask_BL).add_(look_up(self.actions, actions_BL))
+        items_BLW = self.items.embed(history.items_BL.masked_fill(~mask_BL, 0))
+        return look_up_and_add(pairs_PD, categories_BL * len(self.actions) + actions_BL, items_BLW)
 
     def queries(self, candidates: Candidates) -> Tensor:
         """[B, C, D]: item ‖ category."""
         mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])
-        return self._fields(candidates.items_BC, candidates.categories_BC, mask_BC)
+        return self.things(candidates.items_BC, candidates.categories_BC, mask_BC)
 
-    def _fields(self, items: Tensor, categories: Tensor, mask: Tensor) -> Tensor:
+    def things(self, items: Tensor, categories: Tensor, mask: Tensor) -> Tensor:
+        """[..., D]: item ‖ category."""
         return torch.cat([self.items.embed(items.masked_fill(~mask, 0)), self.categories.embed(categories.masked_fill(~mask, 0))], dim=-1)
+
+    def done(self, actions: Tensor, mask: Tensor) -> Tensor:
+        """[..., D]: what the user did to them."""
+        return look_up(self.actions, known(actions.masked_fill(~mask, 0), len(self.actions) - 1))

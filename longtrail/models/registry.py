@@ -11,10 +11,16 @@ from longtrail.models.encoders.gru4rec import GRU4Rec
 from longtrail.models.encoders.markov import Markov
 from longtrail.models.encoders.popularity import PopularityRetriever
 from longtrail.models.encoders.sasrec import SASRec
+from longtrail.models.rankers.dien import DIEN
 from longtrail.models.rankers.din import DIN
+from longtrail.models.rankers.eta import ETA
 from longtrail.models.rankers.ifa import IFA
+from longtrail.models.rankers.mean_pooling import MeanPooling
 from longtrail.models.rankers.popularity import PopularityRanker
 from longtrail.models.rankers.sam import SAM
+from longtrail.models.rankers.sdim import SDIM
+from longtrail.models.rankers.sim import SIM
+from longtrail.models.rankers.twin import TWIN
 
 MODELS: dict[tuple[str, str], type[nn.Module]] = {
     ("retrieval", "popularity"): PopularityRetriever,
@@ -23,7 +29,13 @@ MODELS: dict[tuple[str, str], type[nn.Module]] = {
     ("retrieval", "bert4rec"): BERT4Rec,
     ("retrieval", "gru4rec"): GRU4Rec,
     ("ranking", "popularity"): PopularityRanker,
+    ("ranking", "mean_pooling"): MeanPooling,
     ("ranking", "din"): DIN,
+    ("ranking", "dien"): DIEN,
+    ("ranking", "sim"): SIM,
+    ("ranking", "eta"): ETA,
+    ("ranking", "twin"): TWIN,
+    ("ranking", "sdim"): SDIM,
     ("ranking", "sam"): SAM,
     ("ranking", "ifa"): IFA,
 }

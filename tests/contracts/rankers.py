@@ -57,8 +57,8 @@ def assert_batch_of_one_equals_batch_of_many(model: nn.Module) -> None:
     torch.testing.assert_close(together, torch.cat(alone), **EXACT)
 
 
-def assert_candidates_do_not_see_each_other(model: nn.Module) -> None:
-    """Order of the candidates changes the order of the logits and nothing else; a candidate alone has the same logit (point-wise rankers)."""
+def assert_order_of_candidates_means_nothing(model: nn.Module) -> None:
+    """It changes the order of the logits and nothing else: for rankers that look at the whole set too."""
     history, context = make_history(3, (9, 0)), make_context(3, 2)
     candidates = make_candidates(3, (6, 6))
     model = model.double().eval()
@@ -71,6 +71,14 @@ def assert_candidates_do_not_see_each_other(model: nn.Module) -> None:
         statistics_BCF=candidates.statistics_BCF[:, order],
     )
     torch.testing.assert_close(real_logits(model, history, shuffled, context).view(2, 6), logits[:, order], **EXACT)
+
+
+def assert_candidates_do_not_see_each_other(model: nn.Module) -> None:
+    """A candidate alone has the same logit (point-wise rankers)."""
+    history, context = make_history(3, (9, 0)), make_context(3, 2)
+    candidates = make_candidates(3, (6, 6))
+    model = model.double().eval()
+    logits = real_logits(model, history, candidates, context).view(2, 6)
     first = Candidates(
         items_BC=candidates.items_BC[:, :1],
         categories_BC=candidates.categories_BC[:, :1],
@@ -106,14 +114,15 @@ def assert_new_ids_are_read_as_unknown(model: nn.Module) -> None:
 def assert_gradients_reach_every_parameter(model: nn.Module) -> None:
     """From the real candidates' logits; finite, and zero for the padding row of every table."""
     history, candidates, context = make_request()
-    logits_BC = model.double().train()(history, candidates, context)
-    weights = torch.randn(logits_BC.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    (logits_BC * weights)[padding_mask(candidates.lengths_B, logits_BC.shape[1])].sum().backward()
+    model = model.double().train()
+    each = model.training_logits(history, candidates, context) if hasattr(model, "training_logits") else [model(history, candidates, context)]  # type: ignore[operator]
+    weights = torch.randn(each[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    sum((logits_BC * weights)[padding_mask(candidates.lengths_B, logits_BC.shape[1])].sum() for logits_BC in each).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, f"{name} has no gradient"
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().sum() > 0, f"{name} has a zero gradient"
-        if name.endswith(("table", "actions")):
+        if name.endswith(("table", "actions", "gaps")):
             assert parameter.grad[0].abs().sum() == 0, f"{name}: the padding row learns"
 
 
@@ -139,8 +148,9 @@ UNTRAINED = (
     assert_padding_content_changes_no_training,
     assert_more_padding_changes_nothing,
     assert_batch_of_one_equals_batch_of_many,
-    assert_candidates_do_not_see_each_other,
+    assert_order_of_candidates_means_nothing,
     assert_empty_histories_are_alike,
     assert_new_ids_are_read_as_unknown,
 )
+POINTWISE = (assert_candidates_do_not_see_each_other,)  # not for rankers that look at the whole set
 TRAINED = (assert_gradients_reach_every_parameter, assert_training_matters)

@@ -13,14 +13,21 @@ from torch import nn
 from longtrail.config import (
     BERT4RecSettings,
     BlossomSettings,
+    DIENSettings,
     DINSettings,
+    ETASettings,
     GRU4RecSettings,
+    IFASettings,
     MarkovSettings,
+    MeanPoolingSettings,
     PopularityRankerSettings,
     PopularityRetrieverSettings,
     RecJPQItemsSettings,
     SAMSettings,
     SASRecSettings,
+    SDIMSettings,
+    SIMSettings,
+    TWINSettings,
 )
 from longtrail.models.contracts import Ranker, Retriever, RowRetriever
 from longtrail.models.encoders.markov import Markov
@@ -31,6 +38,7 @@ from tests.contracts.batches import SIZES, make_history, make_request
 
 RECJPQ: dict[str, Any] = {"items": RecJPQItemsSettings(splits=2, codes=16)}
 SMALL: dict[str, Any] = {"width": 4, "hidden": (12, 8), "max_history": 12}
+FEW: dict[str, Any] = {"top_k": 3, "heads": 2}
 BLOSSOM: dict[str, Any] = {"window": 2, "block": 2, "stride": 2, "compression": 3, "selected": 1}  # sparse within a few events
 RANKERS: dict[str, Any] = {
     "din linear": DINSettings(**SMALL, attention_hidden=(6,)),
@@ -42,6 +50,26 @@ RANKERS: dict[str, Any] = {
     "sam 3p+": SAMSettings(**SMALL, enhancement=3, attention_weights="scaled_sigmoid"),
     "sam softmax": SAMSettings(**SMALL, passes=2, attention_weights="softmax_eps", read_scale="norm"),
     "sam mean": SAMSettings(**SMALL, read_scale="mean", attention_init="log_length"),
+    "mean pooling": MeanPoolingSettings(**SMALL),
+    "dien": DIENSettings(**SMALL, attention_hidden=(6, 5)),
+    "sim hard": SIMSettings(**SMALL, **FEW),
+    "sim soft": SIMSettings(**SMALL, **FEW, search="soft"),
+    "eta": ETASettings(**SMALL, **FEW, bits=5),
+    "twin": TWINSettings(**SMALL, **FEW),
+    "twin, top-k beyond the history": TWINSettings(**SMALL, top_k=50, heads=4),
+    "sdim": SDIMSettings(**SMALL, hashes=4, bits=2),
+    "ifa": IFASettings(**SMALL, features=3, relation_dropout=0.0),
+    "ifa two layers": IFASettings(**SMALL, heads=2, layers=2, recent_events=3, half_life_days=0.001, relation="linear", relation_dropout=0.0),
+    "ifa shares, alone": IFASettings(**SMALL, feature_map="shares", relation="none"),
+    "ifa softmax": IFASettings(**SMALL, feature_map="softmax", relation="none"),
+    "ifa recjpq": IFASettings(**SMALL, **RECJPQ, relation="none"),
+    "mean pooling recjpq": MeanPoolingSettings(**SMALL, **RECJPQ),
+    "dien recjpq": DIENSettings(**SMALL, **RECJPQ, attention_hidden=(6,)),
+    "sim hard recjpq": SIMSettings(**SMALL, **FEW, **RECJPQ),
+    "sim soft recjpq": SIMSettings(**SMALL, **FEW, **RECJPQ, search="soft"),
+    "eta recjpq": ETASettings(**SMALL, **FEW, **RECJPQ, bits=8),
+    "twin recjpq": TWINSettings(**SMALL, **FEW, **RECJPQ),
+    "sdim recjpq": SDIMSettings(**SMALL, **RECJPQ, hashes=4, bits=2),
     "din recjpq": DINSettings(**SMALL, **RECJPQ, attention_hidden=(6,)),
     "sam recjpq": SAMSettings(**SMALL, **RECJPQ, attention_hidden=5, compression=3),
 }
@@ -92,8 +120,14 @@ def test_trained_ranker(settings: Any, check: Callable[..., None]) -> None:
     check(built(settings))
 
 
+@names({name: settings for name, settings in RANKERS.items() if getattr(settings, "relation", "none") == "none"})
+@checks(rankers.POINTWISE)
+def test_point_wise_ranker(settings: Any, check: Callable[..., None]) -> None:
+    check(built(settings))
+
+
 @names({name: COUNTED[name] for name in ("clicks", "click rate")})
-@checks(rankers.UNTRAINED)
+@checks(rankers.UNTRAINED + rankers.POINTWISE)
 def test_counted_ranker(settings: Any, check: Callable[..., None]) -> None:
     check(built(settings))
 

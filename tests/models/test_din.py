@@ -28,7 +28,7 @@ def slow_weights(attention: TargetAttention, k: Tensor, q: Tensor) -> Tensor:
         hidden = torch.sigmoid(z @ attention.first.flatten(0, 1) + attention.first_bias)
         for weight, bias in zip(attention.middle, attention.middle_bias, strict=True):
             hidden = torch.sigmoid(weight @ hidden + bias[:, 0])
-        scores.append(attention.last @ hidden + attention.last_bias)
+        scores.append(attention.last @ hidden + (0.0 if attention.last_bias is None else attention.last_bias))
     l = torch.stack(scores)  # noqa: E741
     return {"linear": l, "sigmoid": torch.sigmoid(l), "softmax": torch.softmax(l / math.sqrt(len(q)), dim=0)}[attention.kind]
 

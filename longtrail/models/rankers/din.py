@@ -39,7 +39,7 @@ class TargetAttention(nn.Module):
         self.middle = nn.ParameterList(glorot(outputs, inputs, inputs=inputs, outputs=outputs) for inputs, outputs in pairs)
         self.middle_bias = nn.ParameterList(nn.Parameter(torch.zeros(outputs, 1)) for _, outputs in pairs)
         self.last = glorot(hidden[-1], inputs=hidden[-1], outputs=1)
-        self.last_bias = nn.Parameter(torch.zeros(()))
+        self.last_bias = nn.Parameter(torch.zeros(())) if kind != "softmax" else None  # a softmax takes it away again
 
     def forward(self, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor) -> tuple[Tensor, Tensor]:
         """a [B, C, L], exactly 0 on padding and all 0 for an empty history, and u [B, C, D]."""
@@ -56,8 +56,8 @@ class TargetAttention(nn.Module):
                 hidden_BCHL = pair_dense(hidden_BCHL, middle).add_(middle_bias).sigmoid_()
             return pair_dense(hidden_BCHL, self.last.unsqueeze(0)).squeeze(2)
 
-        scores_BCL = blockwise(score, weights_BCHD, bias_BCH, keys_BLD.shape[1]).add_(self.last_bias)
-        a_BCL = normalised(scores_BCL, mask_BL, self.kind, scale)
+        scores_BCL = blockwise(score, weights_BCHD, bias_BCH, keys_BLD.shape[1])
+        a_BCL = normalised(scores_BCL if self.last_bias is None else scores_BCL.add_(self.last_bias), mask_BL, self.kind, scale)
         return a_BCL, pooled(a_BCL, keys_BLD)
 
 

@@ -1,0 +1,61 @@
+"""SDIM: sampling-based deep interest modelling (Cao et al., CIKM 2022, arXiv 2205.10249).
+
+B requests, L history, C candidates, D width, M hashes, S = 2^bits signatures, b bits.
+
+    signature_m(x) = the signs of x R_m, R_m a fixed random [D, b]      u = 1/M Σ_m normalised(Σ of the k_j with signature_m(k_j) = signature_m(q))
+
+The paper's: all of it; M hashes of b bits are an estimate of attention by (1 - angle / π)^b. The sums [B, M, S, D] need no candidate: each candidate
+costs O(M · D), however long the history. Ours: the candidate set, the head, q * u beside u; the sums by a matrix product with what is in
+which signature, M · S · L · D multiply-adds a request. No gradient goes through the hashes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from longtrail.config import SDIMSettings
+from longtrail.models.attention.pointwise import at_least_float32
+from longtrail.models.contracts import Candidates, Context, History, Sizes
+from longtrail.models.embedding import BehaviourEmbedding
+from longtrail.models.head import Head
+from longtrail.models.masks import padding_mask
+
+
+class SDIM(nn.Module):
+    """Ranker."""
+
+    def __init__(self, settings: SDIMSettings, sizes: Sizes) -> None:
+        super().__init__()
+        self.settings = settings
+        self.embedding = BehaviourEmbedding(sizes, settings.width, items=settings.items)
+        self.planes: Tensor
+        self.register_buffer("planes", torch.randn(self.embedding.width, settings.hashes * settings.bits))
+        self.head = Head(3 * self.embedding.width, settings.hidden, settings.dropout)
+
+    def forward(self, history: History, candidates: Candidates, context: Context) -> Tensor:
+        """Logits [B, C]."""
+        mask_BL = padding_mask(history.lengths_B, history.items_BL.shape[1])
+        mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])
+        query_BCD = self.embedding.queries(candidates)
+        read_BCD = self.read(self.embedding.keys(history, mask_BL), mask_BL, query_BCD)
+        return self.head([query_BCD, read_BCD, query_BCD * read_BCD], candidates.statistics_BCF, context.statistics_BG, mask_BC)
+
+    @torch.no_grad()
+    def signatures(self, x: Tensor) -> Tensor:
+        """int64 [..., M], each in 0 … S - 1."""
+        with torch.autocast(x.device.type, enabled=False):
+            positive = (at_least_float32(x) @ self.planes >= 0).unflatten(-1, (self.settings.hashes, self.settings.bits))
+        return (positive << torch.arange(self.settings.bits, device=x.device)).sum(-1)
+
+    def read(self, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor) -> Tensor:
+        """u [B, C, D]."""
+        signatures_BLM, asked_BCM = self.signatures(keys_BLD).masked_fill(~mask_BL.unsqueeze(-1), -1), self.signatures(query_BCD)
+        keys_BLD = at_least_float32(keys_BLD)
+        every_S1 = torch.arange(2**self.settings.bits, device=keys_BLD.device).unsqueeze(-1)
+        reads = []
+        for m in range(self.settings.hashes):
+            with torch.autocast(keys_BLD.device.type, enabled=False):
+                sums_BSD = (signatures_BLM[..., m].unsqueeze(1) == every_S1).to(keys_BLD.dtype) @ keys_BLD
+            unit_BSD = functional.normalize(sums_BSD, dim=-1, eps=1e-6)
+            reads.append(unit_BSD.gather(1, asked_BCM[..., m].unsqueeze(-1).expand(-1, -1, keys_BLD.shape[-1])))
+        return torch.stack(reads).mean(0)
