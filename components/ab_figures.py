@@ -143,11 +143,13 @@ def calibration(result: dict[str, Any]) -> "Figure":
     axis.axvline(1, color=INK, linewidth=0.8)
     named = set()
     for share in result["calibration"]:
-        side = share["policy"]
-        height = groups.index(share["group"]) + (-0.14 if side == "a" else 0.14)
+        side = share["policy"] if share["policy"] in COLOURS else "logged"
+        height = groups.index(share["group"]) + {"a": -0.14, "b": 0.14}.get(side, 0.0)
         colour = COLOURS[side] if share["low"] <= 1 <= share["high"] else FINDINGS["worse"]
         axis.plot([share["low"], share["high"]], [height, height], color=colour, linewidth=2.2, solid_capstyle="butt")
-        axis.plot([share["ratio"]], [height], "o", color=COLOURS[side], markersize=5, label=None if side in named else f"by {side.upper()}")
+        axis.plot(
+            [share["ratio"]], [height], "o", color=COLOURS[side], markersize=5, label=None if side in named else f"by {share['policy'].upper()}"
+        )
         named.add(side)
     axis.set_yticks(range(len(groups)), groups)
     axis.set_ylim(len(groups) - 0.5, -0.5)

@@ -30,6 +30,8 @@ def compare_log(
 
     `a` and `b` are columns of the log (`propensity`: the logger itself) or Parquet files; `kind` overrules the file's metadata.
     """
+    import pyarrow.parquet as pq
+
     from components.ab_test import rules
     from longtrail.offpolicy.experiment import judge
     from longtrail.offpolicy.stream import open_log
@@ -39,7 +41,8 @@ def compare_log(
         meaning = Propensity(kind) if kind else None
     except ValueError:
         raise EvaluationError(f"--propensity-kind is {kind!r}; expected conditional or marginal") from None
-    reader = open_log(log, a, b, kind=meaning, estimate=estimate, independent_places=independent_places, context=tuple(segments))
+    more = [*segments, *(["candidates"] if "candidates" in pq.read_schema(_first(log)).names else [])]
+    reader = open_log(log, a, b, kind=meaning, estimate=estimate, independent_places=independent_places, context=tuple(more))
     tried = settings.model_copy(update={"challengers": max(challengers, settings.challengers)})
     evidence = gather_log(reader)
     result = judge(evidence, rules(tried)).json()
@@ -52,6 +55,14 @@ def compare_log(
         "why": "the log was given on the command line",
         "data": {"log": str(log), "a": a, "b": b},
     }
+
+
+def _first(log: Path) -> Path:
+    """The log, or the first file of a folder. Raises EvaluationError where there is none."""
+    files = sorted(log.rglob("*.parquet")) if log.is_dir() else [log]
+    if not files or not files[0].is_file():
+        raise EvaluationError(f"{log}: no such file, or no *.parquet in it; expected a log in the impressions schema")
+    return files[0]
 
 
 def gather_log(reader: "LogReader") -> "Evidence":

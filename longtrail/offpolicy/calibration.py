@@ -19,6 +19,7 @@ from scipy.stats import norm
 
 from longtrail.offpolicy.intervals import standard_error
 from longtrail.offpolicy.policies import conditional_probabilities
+from longtrail.offpolicy.slates import LoggedSlates
 from longtrail.offpolicy.sums import UserSums
 
 Ints = NDArray[np.int64]
@@ -26,6 +27,7 @@ Floats = NDArray[np.float64]
 
 BOUNDS = (0.25, 0.5, 1.0, 2.0)
 GROUPS = ("least liked", "less liked", "below average", "above average", "most liked")
+UNIFORM = "chance/any"  # policy and group of `uniform_sums`
 MIN_SHARE = 0.01  # our choice: a group that should hold less of what π shows is not judged
 _BLOCK = 1 << 22  # entries of an [R, K, C] array held at a time (32 MB)
 
@@ -60,10 +62,22 @@ def calibration_sums(*, users_R: Ints, lengths_R: Ints, shown_RK: Ints, propensi
     return UserSums.build(users_R, columns)
 
 
+def uniform_sums(slates: LoggedSlates, candidates_N: NDArray[Any]) -> UserSums:
+    """The same for a policy that shows any of the C candidates alike, for logs that hold no more than their number: Σ 1 / (C p) at the top of
+    each list must be the number of lists. A logger that is flatter than it says makes it larger. `candidates_N` is in the order of the rows.
+    """
+    top = slates.places_N == 0
+    weights = 1.0 / (np.asarray(candidates_N, np.float64)[top] * slates.propensities_N[top])
+    return UserSums.build(slates.users_N[top], {f"{UNIFORM}/n": weights, f"{UNIFORM}/d": np.ones(len(weights))})
+
+
 def group_shares(sums: UserSums, *, confidence: float = 0.999) -> list[GroupShare]:
     """Each group with an interval of its ratio, simultaneous over all groups (Bonferroni): one that leaves 1 out is a finding."""
     names = sorted({column.rsplit("/", 1)[0] for column in sums.columns}, key=lambda name: sums.columns.index(f"{name}/n"))
-    total = {policy: sum(float(sums[f"{policy}/{group}/d"].sum()) for group in GROUPS) for policy in {name.split("/")[0] for name in names}}
+    total: dict[str, float] = {}
+    for name in names:
+        policy = name.split("/")[0]
+        total[policy] = total.get(policy, 0.0) + float(sums[f"{name}/d"].sum())
     found = []
     quantile = float(norm.ppf(1 - (1 - confidence) / (2 * len(names))))
     for name in names:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from longtrail.offpolicy.calibration import group_shares
+from longtrail.offpolicy.calibration import GroupShare, group_shares
 from longtrail.offpolicy.diagnostics import Diagnostics
 from longtrail.offpolicy.evidence import Evidence
 from longtrail.offpolicy.intervals import Comparison, influence, standard_error
@@ -177,7 +177,7 @@ def _calibration(evidence: Evidence) -> Check:
     if evidence.health.drawn:
         return _unknown(name, why, "This program drew the log itself, with exactly these propensities.", state="pass")
     if evidence.calibration is None:
-        return _unknown(name, why, "Not checked: that needs the candidates of each request with the policies' probabilities of them.")
+        return _unknown(name, why, "Not checked: that needs the candidates of each request, or at least their number (column candidates).")
     shares = group_shares(evidence.calibration)
     mild = group_shares(evidence.calibration, confidence=0.99)
     wrong = [s for s in shares if (s.low > 1 or s.high < 1) and abs(s.ratio - 1) > CALIBRATION_SLACK]
@@ -190,9 +190,15 @@ def _calibration(evidence: Evidence) -> Check:
         meter=0.15 if wrong else 0.5 if doubt else 0.9,
         value=worst.ratio,
         threshold=f"every group within {CALIBRATION_SLACK:.0%} of 1, or within chance",
-        explanation=f"{why} The group furthest off: candidates that {worst.policy.upper()} finds {worst.group}.",
+        explanation=f"{why} {_furthest(worst)}",
         advice="The logger does not choose as it says. Log the probabilities that were really used for the draw, after all filters and re-ranking.",
     )
+
+
+def _furthest(share: GroupShare) -> str:
+    if share.policy in ("a", "b"):
+        return f"The group furthest off: candidates that {share.policy.upper()} finds {share.group}."
+    return "Only the number of candidates is known: weights of a policy that shows any of them alike must average 1."
 
 
 def _segment_weights(evidence: Evidence) -> Check:

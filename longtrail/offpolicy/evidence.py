@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtrail.errors import EvaluationError
+from longtrail.offpolicy.calibration import uniform_sums
 from longtrail.offpolicy.columns import refusals
 from longtrail.offpolicy.segments import cuts
 from longtrail.offpolicy.slates import EvaluatedPolicy, LoggedSlates
@@ -89,7 +90,8 @@ def gather(
 ) -> Evidence:
     """The evidence of one block. `columns` are the estimators' numerators and denominators, [N] each, and `context` what is known of each row:
 
-    time (UTC µs), history_length, item (to find repeated requests), or any column to cut the log by; all in the order of the slates' rows.
+    time (UTC µs), history_length, item (to find repeated requests), candidates (how many there
+    were), or any column to cut the log by; all in the order of the slates' rows.
     `hours` cuts time into hours: for a log of a day or two.
     """
     weights = {"weight/a": list_weights(slates, a), "weight/b": list_weights(slates, b), "rows": np.ones(slates.rows)}
@@ -101,7 +103,7 @@ def gather(
     known = {"position": slates.positions_N, **(context or {})}
     segments: dict[str, dict[str, UserSums]] = {}
     for column, values in known.items():
-        if column != "item":
+        if column not in ("item", "candidates"):
             for kind, labels, label_N in cuts(column, values, hours=hours):
                 segments[kind] = _by_label(labels, label_N, users, cluster, shown, groups)
     health = health or LogHealth()
@@ -117,6 +119,7 @@ def gather(
         weights={"a": WeightSums.of(slates, a), "b": WeightSums.of(slates, b)},
         health=health,
         refused=refusals(slates, a, b),
+        calibration=uniform_sums(slates, known["candidates"]) if "candidates" in known else None,
     )
 
 
