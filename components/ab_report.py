@@ -31,6 +31,7 @@ STYLE = """
 .meter { position: relative; height: .5rem; border-radius: .25rem; margin: .35rem 0; max-width: 22rem;
          background: linear-gradient(90deg, #e8b4af 0 33.3%, #f0dca8 33.3% 66.6%, #b5dcc5 66.6%); }
 .meter i { position: absolute; top: -.2rem; width: .3rem; height: .9rem; border-radius: .15rem; background: var(--ink); margin-left: -.15rem; }
+.unread { opacity: .4; } .unread .big { text-decoration: line-through; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--plain); font-weight: 600; }
 dt { font-weight: 600; margin-top: .5rem; } dd { margin: 0 0 0 1rem; color: var(--soft); }
 figure svg { max-width: 38rem; margin: 0 auto; }
@@ -41,7 +42,7 @@ def html(result: dict[str, Any]) -> str:
     """One self-contained page of what `components.ab_test` found."""
     a, b = result["a"]["name"], result["b"]["name"]
     sections = [
-        Section("Click-through rates", _cards(result), _truth_note(result)),
+        Section(heading(result), _cards(result), _truth_note(result)),
         Section("What to do next", paragraph(next_step(result))),
         Section("Can it be believed?", lights(result), "Green does not prove a log right; red proves that this page must not decide anything."),
     ]
@@ -98,6 +99,11 @@ def metrics(result: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if value is not None}
 
 
+def heading(result: dict[str, Any]) -> str:
+    """Of the rates: those of a log that must not be trusted are struck out."""
+    return "Click-through rates: do not read these" if result["verdict"] == "do not trust" else "Click-through rates"
+
+
 def _lead(result: dict[str, Any]) -> Markup:
     word = Markup('<span class="word {}">{}</span><br>').format(TONES[result["verdict"]], result["verdict"])
     mark = " The logged propensities are estimates, and so is all that follows." if result["propensities_estimated"] else ""
@@ -120,7 +126,8 @@ def _cards(result: dict[str, Any]) -> str:
         *([f"truth {points(truth['difference'])} points"] if truth else []),
     ]
     cards.append(card("gap", "B − A", f"{points(difference['value'])} points", more))
-    return f'<div class="cards">{"".join(cards)}</div>'
+    unread = " unread" if result["verdict"] == "do not trust" else ""
+    return f'<div class="cards{unread}">{"".join(cards)}</div>'
 
 
 def card(kind: str, who: str, big: str, more: list[str]) -> str:

@@ -52,6 +52,8 @@ def figure(value: float | None) -> str:
 def next_step(result: dict[str, Any]) -> str:
     """What to do now, in a few plain sentences."""
     a, b, verdict = result["a"]["name"], result["b"]["name"], result["verdict"]
+    if verdict == "win" and "days" in result:
+        return f"{b} may replace {a}: people who really saw it clicked more. The interval allows for every look, so the test may be stopped now."
     if verdict == "win":
         return (
             f"{b} may replace {a}. Offline tests hold people's histories as they were, so start with a share of the traffic, let the service explore "

@@ -5,7 +5,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from components import ab_figures as figures
-from components.ab_report import STYLE, card, lights
+from components.ab_report import STYLE, card, heading, lights
 from components.ab_words import TONES, count, next_step, percent, points, power_sentence, signed, span
 from components.live_test import HOW
 from components.report_page import Section, figure_html, page, paragraph, table_html
@@ -15,7 +15,7 @@ def html(result: dict[str, Any]) -> str:
     """One self-contained page."""
     word = Markup('<span class="word {}">{}</span><br>').format(TONES[result["verdict"]], result["verdict"])
     sections = [
-        Section("Click-through rates", _cards(result), f"Adjusted for what users did before; {_saved(result)}"),
+        Section(heading(result), _cards(result), f"Adjusted for what users did before; {_saved(result)}"),
         Section("What to do next", paragraph(next_step(result))),
         Section("Can it be believed?", lights(result)),
     ]
@@ -43,7 +43,8 @@ def _cards(result: dict[str, Any]) -> str:
     relative = result["adjusted"]["relative"]
     more = [f"any-time {confidence} interval {span(result['any_time'], points)} points", f"relative {signed(relative['value'])}"]
     cards.append(card("gap", "B − A", f"{points(result['any_time']['value'])} points", more))
-    return f'<div class="cards">{"".join(cards)}</div>'
+    unread = " unread" if result["verdict"] == "do not trust" else ""
+    return f'<div class="cards{unread}">{"".join(cards)}</div>'
 
 
 def _saved(result: dict[str, Any]) -> str:

@@ -352,10 +352,12 @@ def _high(value: float, warn: float, fail: float) -> State:
 
 def _meter(value: float, warn: float, fail: float) -> float:
     """0 to 1 for a figure that should be large: below 1/3 it fails, above 2/3 it passes; logarithmic in between and beyond."""
-    if not np.isfinite(value) or warn == fail:
+    if not np.isfinite(value):
         return 0.5
-    place = 1 / 3 + (np.log(max(value, 1e-9) / fail) / np.log(warn / fail)) / 3
-    return float(np.clip(place, 0.03, 0.97))
+    over = float(np.log10(max(value, 1e-9) / fail))
+    place = 0.5 + over / 3 if warn <= fail else 1 / 3 + over / float(np.log10(warn / fail)) / 3
+    low, high = (0.03, 0.31) if value < fail else (0.36, 0.64) if value < warn else (0.69, 0.97)
+    return float(np.clip(place, low, high))
 
 
 def failed(groups: Sequence[Check], kind: Kind) -> list[Check]:
