@@ -233,7 +233,9 @@ def _estimates(result: dict[str, Any]) -> str:
         ["any-time (normal mixture)", points(any_time["value"]), span(any_time, points), f"{confidence} at all looks together, many users"],
     ]
     if betting is not None:
-        holds = f"{confidence} at all looks, any number of users; of user totals cut at {betting['bound']:.3g} clicks ({betting['clipped']} were)"
+        which = ", of IPS" if name == "snips" else ""
+        cut = f"of user totals cut at {betting['bound']:.3g} clicks ({betting['clipped']} were)"
+        holds = f"{confidence} at all looks, any number of users{which}; {cut}"
         rows.append(["betting", points(betting["value"]), span(betting, points), holds])
     assumed = Markup("").join(
         Markup("<dt>{}</dt><dd>{}{}</dd>").format(

@@ -108,6 +108,8 @@ def compare_segments(
             if len(sums.users_U) < 2:
                 continue
             a, b = rates(estimator if kind not in CHOSEN else "snips")
+            if a[0] not in sums:
+                continue
             comparison = influence(sums, a, b, confidence=confidence)
             found.append((kind, label, sums, comparison, bool(comparison.effective_users >= MIN_USERS)))
     judged = [index for index, (*_, enough) in enumerate(found) if enough]
