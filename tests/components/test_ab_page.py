@@ -98,7 +98,7 @@ def test_pictures_for_the_docs(pages: dict[str, Path], tmp_path: Path) -> None:
     """Taken of every run, kept where LONGTRAIL_SCREENSHOTS says."""
     keep = os.environ.get("LONGTRAIL_SCREENSHOTS")
     folder = Path(keep).resolve() if keep else tmp_path
-    for name, width, height in (("win", 1280, 1500), ("win", 500, 2400), ("do-not-trust", 500, 1500), ("live", 500, 1800)):
+    for name, width, height in (("win", 1280, 1150), ("win", 390, 2000), ("do-not-trust", 390, 2000), ("live", 390, 2000)):
         out = folder / f"ab_{name.replace('-', '_')}_{'phone' if width < 600 else 'desk'}.png"
         chromium.screenshot(pages[name], out, width, height, tmp_path)
         assert out.read_bytes()[:4] == b"\x89PNG" and out.stat().st_size > 20_000
