@@ -12,7 +12,7 @@ from longtrail.config import load_config
 from longtrail.files import atomic_directory, read_json, write_json
 
 if TYPE_CHECKING:
-    from longtrail.config import EvaluationSettings
+    from longtrail.config import EvaluationSettings, RetrievalSettings
 
 log = logging.getLogger("evaluate")
 
@@ -27,10 +27,12 @@ def evaluate(
 ) -> None:
     """Judge one model: unsampled metrics and slices with intervals, latency, memory and size; as JSON, CSV and a page with plots."""
     config = load_config(params)
-    evaluate_model(model, features=features, settings=config.evaluation, out=out or Path("build/evaluations") / model.name)
+    evaluate_model(
+        model, features=features, settings=config.evaluation, retrieval=config.retrieval, out=out or Path("build/evaluations") / model.name
+    )
 
 
-def evaluate_model(model: Path, *, features: Path, settings: "EvaluationSettings", out: Path) -> dict[str, Any]:
+def evaluate_model(model: Path, *, features: Path, settings: "EvaluationSettings", retrieval: "RetrievalSettings", out: Path) -> dict[str, Any]:
     """What the command does, with settings already read. Returns evaluation.json. Raises ModelError and HistoryError of damaged inputs."""
     import torch  # takes seconds: --help and a bad params.yaml need not wait for it
 
@@ -44,9 +46,9 @@ def evaluate_model(model: Path, *, features: Path, settings: "EvaluationSettings
     loaded = load_model(model)
     feature_set = FeatureSet.open(features)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    splits = {split: judge(loaded, feature_set, split, settings, device=device) for split in SPLITS}
+    splits = {split: judge(loaded, feature_set, split, settings, retrieval=retrieval, device=device) for split in SPLITS}
     log.info("%s: timing %d requests", loaded.card.name, settings.latency_requests)
-    cost = measure_cost(model, settings)
+    cost = measure_cost(model, settings, retrieval)
     evaluation: dict[str, Any] = {
         "model": loaded.card.name,
         "stage": loaded.card.stage,

@@ -24,7 +24,21 @@ log = logging.getLogger("package")
 
 SOURCES = ("longtrail", "features", "serving")
 # What the endpoint imports at run time, and nothing that only the pipeline needs (kfp, great-expectations, dvc, lightning).
-REQUIREMENTS = ("torch", "safetensors", "numpy", "pandas", "pyarrow", "duckdb", "ibis-framework", "pydantic", "PyYAML", "typer", "tqdm", "scipy")
+REQUIREMENTS = (
+    "torch",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "duckdb",
+    "ibis-framework",
+    "pydantic",
+    "PyYAML",
+    "typer",
+    "tqdm",
+    "scipy",
+    "numba",
+)
 FEAST_EXTRAS = "duckdb,redis"
 PARITY_REQUESTS = 16
 _BUILD = "import json, sys, bentoml; bentoml.bentos.build(**json.loads(sys.argv[1]))"
@@ -50,7 +64,7 @@ def package(
         stage = Path(workshop) / "stage"
         copy_sources(stage)
         artifacts = stage / "artifacts"
-        write_artifacts(artifacts, champion=champion, features=features, params=params, choice=choice, lineage=lineage)
+        write_artifacts(artifacts, config=config, champion=champion, features=features, params=params, choice=choice, lineage=lineage)
         write_parity(artifacts / "parity.parquet", features, retriever=champion / "retriever", ranker=champion / choice["folder"])
         labels = {**choice["labels"], **{name: value or "" for name, value in lineage.items()}}
         built = build(stage, home=Path(workshop) / "home", version=_version(lineage, choice), labels=labels)
@@ -109,7 +123,9 @@ def copy_sources(stage: Path) -> None:
             shutil.copyfile(file, target)
 
 
-def write_artifacts(folder: Path, *, champion: Path, features: Path, params: Path, choice: dict[str, Any], lineage: dict[str, str | None]) -> None:
+def write_artifacts(
+    folder: Path, *, config: Config, champion: Path, features: Path, params: Path, choice: dict[str, Any], lineage: dict[str, str | None]
+) -> None:
     """serving.artifacts, but for the parity file."""
     folder.mkdir(parents=True)
     meta = read_json(features / "features.json")
@@ -117,6 +133,7 @@ def write_artifacts(folder: Path, *, champion: Path, features: Path, params: Pat
         if not source.is_dir():
             raise ModelError(f"{source}: no such folder; expected a model, as select writes it")
         shutil.copytree(source, folder / target, ignore=shutil.ignore_patterns("dvclive"))
+    write_index(folder / "index", folder / "retriever", config)
     for name in ("catalogue.parquet", "users.parquet"):
         shutil.copyfile(features / name, folder / name)
     if not (features / "feast" / "feature_store.yaml").exists():
@@ -136,6 +153,14 @@ def write_artifacts(folder: Path, *, champion: Path, features: Path, params: Pat
             "lineage": lineage,
         },
     )
+
+
+def write_index(folder: Path, retriever: Path, config: Config) -> None:
+    """The index of a retriever with RecJPQ items, in the kind that `retrieval.kind` asks for; nothing for other retrievers and for dense."""
+    from longtrail.models.store import load_model
+    from longtrail.retrieval.exact import write_index as write
+
+    write(folder, load_model(retriever).module, config.retrieval)
 
 
 def write_parity(path: Path, features: Path, *, retriever: Path, ranker: Path) -> None:
@@ -214,7 +239,8 @@ def build(stage: Path, *, home: Path, version: str, labels: dict[str, str]) -> P
 
 def check_scores(built: Path) -> float:
     """Score the parity requests with the packaged code and weights alone; the largest difference. Raises ModelError where it is too large."""
-    output = _run(["-m", "serving.parity", "artifacts"], built / "src", "packaged scores differ from the offline ones")
+    kernels = str(built.parents[2] / "numba")  # what is compiled stays out of the Bento
+    output = _run(["-m", "serving.parity", "artifacts"], built / "src", "packaged scores differ from the offline ones", NUMBA_CACHE_DIR=kernels)
     return float(output.split()[-1])
 
 

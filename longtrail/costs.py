@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from longtrail.config import EvaluationSettings
+from longtrail.config import EvaluationSettings, RetrievalSettings
 from longtrail.errors import ModelError
 
 _WARM_UP = 10  # requests before the clock starts: allocators and caches settle
@@ -62,13 +62,19 @@ def model_bytes(folder: Path) -> int:
         raise ModelError(f"{error.filename}: no such file; expected a model folder with {' and '.join(_FILES)}") from None
 
 
-def measure_cost(folder: Path, settings: EvaluationSettings) -> Cost:
+def measure_cost(folder: Path, settings: EvaluationSettings, retrieval: RetrievalSettings | None = None) -> Cost:
     """Cost of the longest request: a full history; `latency_candidates` candidates (ranking) or retrieved items (encode, then exact top-k).
 
     Raises ModelError where the folder does not load.
     """
     size = model_bytes(folder)
-    task = {"folder": str(folder), "requests": settings.latency_requests, "candidates": settings.latency_candidates, "threads": settings.threads}
+    task = {
+        "folder": str(folder),
+        "requests": settings.latency_requests,
+        "candidates": settings.latency_candidates,
+        "threads": settings.threads,
+        "retrieval": (retrieval or RetrievalSettings()).model_dump(mode="json"),
+    }
     done = subprocess.run([sys.executable, "-m", "longtrail.costs", json.dumps(task)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ModelError(
@@ -82,7 +88,7 @@ def measure_cost(folder: Path, settings: EvaluationSettings) -> Cost:
 # ---------------------------------------------------------------- in the process of its own
 
 
-def _measure(folder: Path, *, requests: int, candidates: int, threads: int) -> dict[str, Any]:
+def _measure(folder: Path, *, requests: int, candidates: int, threads: int, retrieval: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from longtrail.models.store import load_model
@@ -92,7 +98,10 @@ def _measure(folder: Path, *, requests: int, candidates: int, threads: int) -> d
     model = load_model(folder)
     candidates = min(candidates, model.card.sizes.items)
     with torch.inference_mode():
-        history, answer = (_ranking if model.card.stage == "ranking" else _retrieval)(model, candidates)
+        if model.card.stage == "ranking":
+            history, answer = _ranking(model, candidates)
+        else:
+            history, answer = _retrieval(model, candidates, RetrievalSettings.model_validate(retrieval), threads)
         _round(answer, _WARM_UP)
         milliseconds = min((_round(answer, requests) for _ in range(_ROUNDS)), key=sum)
     return {
@@ -155,12 +164,12 @@ def _ranking(model: Any, candidates: int) -> tuple[int, Callable[[], object]]:
     return history.items_BL.shape[1], lambda: model.module(history, asked, context)
 
 
-def _retrieval(model: Any, k: int) -> tuple[int, Callable[[], object]]:
+def _retrieval(model: Any, k: int, settings: RetrievalSettings, threads: int) -> tuple[int, Callable[[], object]]:
     from longtrail.retrieval.exact import exact_index
     from longtrail.retrieval.index import Exclusion
 
     history = _full_history(model.card, np.random.default_rng(0))
-    index = exact_index(model.module)
+    index = exact_index(model.module, settings, threads=threads)
     seen = history.items_BL[0].numpy()
     exclude = Exclusion(np.array([0, len(seen)]), seen)
     return len(seen), lambda: index.topk(model.module.user_vectors(history), k, exclude=exclude)

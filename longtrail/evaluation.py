@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 from longtrail import metrics
 from longtrail.bootstrap import Estimate, intervals
-from longtrail.config import EvaluationSettings
+from longtrail.config import EvaluationSettings, RetrievalSettings
 from longtrail.errors import ModelError
 from longtrail.examples import FeatureSet, RankingBatches, TargetBatches, seen_items
 from longtrail.examples.features import column
 from longtrail.models.store import LoadedModel, check_fits
 from longtrail.retrieval.exact import exact_index
-from longtrail.retrieval.index import Exclusion
+from longtrail.retrieval.index import Exclusion, Index
 from longtrail.slices import Slice, by_history_length, by_item_age, by_position, by_train_events
 
 log = logging.getLogger(__name__)
@@ -82,18 +82,35 @@ class SplitResult:
 
 
 def evaluate(
-    model: LoadedModel, features: FeatureSet, split: str, settings: EvaluationSettings, *, device: torch.device | str = "cpu", batch_size: int = 256
+    model: LoadedModel,
+    features: FeatureSet,
+    split: str,
+    settings: EvaluationSettings,
+    *,
+    retrieval: RetrievalSettings | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
 ) -> SplitResult:
-    """Judge `model` on `split` ("valid" or "test"). Raises HistoryError where the split is empty, ModelError where model and data do not fit."""
+    """Judge `model` on `split` ("valid" or "test"). `retrieval` is how its catalogue is searched.
+
+    Raises HistoryError where the split is empty, ModelError where model and data do not fit.
+    """
     check_fits(model.card, features.sizes, features.actions)
     module = model.module.to(device)
     if model.card.stage == "ranking":
         ranking = predict_ranking(module, features, split, device=device, batch_size=batch_size)
         return judge_ranking(ranking, features, settings)
-    retrieval = predict_retrieval(
-        module, features, split, k=max(settings.k), max_per_user=settings.max_targets_per_user, device=device, batch_size=batch_size
+    rows = predict_retrieval(
+        module,
+        features,
+        split,
+        k=max(settings.k),
+        max_per_user=settings.max_targets_per_user,
+        index=exact_index(module, retrieval, threads=settings.threads),
+        device=device,
+        batch_size=batch_size,
     )
-    return judge_retrieval(retrieval, features, settings)
+    return judge_retrieval(rows, features, settings)
 
 
 # ---------------------------------------------------------------- asking the model
@@ -138,15 +155,17 @@ def predict_retrieval(
     *,
     k: int,
     max_per_user: int | None = None,
+    index: Index | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
 ) -> RetrievalRows:
     """Retrieve for every target of `split`, over the whole catalogue less what the user had seen, and find the target's place.
 
     A target the user had already seen is left out and counted: no list that leaves out the seen can hold it. A target newer than the model is
-    a miss. Raises HistoryError where there is no target, ModelError where a vector is not finite.
+    a miss. `index` holds the module's items (None: exact_index chooses). Memory is one batch's, whatever the catalogue and the split are.
+    Raises HistoryError where there is no target, ModelError where a vector is not finite.
     """
-    index = exact_index(module)
+    index = index or exact_index(module)
     batches = TargetBatches(features, split, max_history=max_history(module), batch_size=batch_size, max_per_user=max_per_user)
     parts: list[tuple[Ints, ...]] = []
     seen_before = 0
@@ -156,7 +175,7 @@ def predict_retrieval(
         new_B = ~_contains(seen, targets_B)
         known = torch.from_numpy(np.where(targets_B <= index.items, targets_B, 0))
         user_BD = module.user_vectors(batch.to(device).history)  # type: ignore[operator]
-        ids_BK, _, ranks_B = index.topk_and_ranks(user_BD, known, k, exclude=_up_to(seen, index.items))
+        ids_BK, _, ranks_B = index.topk_and_ranks(user_BD, known, k, exclude=seen)
         columns = (users_B, targets_B, batch.times_B.numpy(), lengths_B, ranks_B.cpu().numpy(), ids_BK.cpu().numpy())
         parts.append(tuple(values[new_B] for values in columns))
         seen_before += int((~new_B).sum())
@@ -175,15 +194,6 @@ def _contains(sets: Exclusion, values_B: Ints) -> NDArray[np.bool_]:
     """[B]: whether set b holds values_B[b]."""
     owners = _owners(sets)
     return np.bincount(owners[sets.items == values_B[owners]], minlength=len(values_B)) > 0
-
-
-def _up_to(sets: Exclusion, largest: int) -> Exclusion:
-    """The sets without ids above `largest`: items that are newer than the model."""
-    keep = sets.items <= largest
-    if keep.all():
-        return sets
-    counts_B = np.bincount(_owners(sets)[keep], minlength=len(sets.offsets_B) - 1)
-    return Exclusion(np.concatenate([[0], np.cumsum(counts_B)]), sets.items[keep])
 
 
 def _progress(batches: Any, what: str) -> Iterator[Any]:

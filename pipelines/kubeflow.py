@@ -19,7 +19,7 @@ SECTIONS = {
     "validate": ("validation", "split"),
     "build_features": ("features", "split"),
     "train": ("models", "pipeline", "training", "selection"),
-    "evaluate": ("evaluation",),
+    "evaluate": ("evaluation", "retrieval"),
     "select": ("selection", "models", "pipeline"),
     "ab_test": ("ab_test",),
     "package": tuple(name for name in Config.model_fields if name != "cluster"),  # their hash is part of the Bento's lineage

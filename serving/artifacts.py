@@ -4,6 +4,7 @@
   manifest.json                         Manifest
   params.yaml                           the settings everything was made with
   retriever/ ranker/                    model folders (weights as safetensors, card)
+  index/                                where the retriever's items are RecJPQ's: their index, memory-mapped, so that workers share its pages
   catalogue.parquet users.parquet       vocabularies; item statistics at the end of the log
   feast/                                feature definitions and the snapshot of the online store
   parity.parquet                        requests with their offline scores (serving.parity)
@@ -22,6 +23,8 @@ from longtrail.config import ServingSettings, load_config
 from longtrail.errors import ModelError
 from longtrail.models.contracts import Sizes
 from longtrail.models.store import LoadedModel, check_fits, load_model
+from longtrail.retrieval.exact import load_index
+from longtrail.retrieval.index import Index
 
 ARTIFACTS = "artifacts"
 
@@ -80,19 +83,23 @@ class Artifacts:
     users: dict[str, int]  # raw key to dense id
     retriever: LoadedModel
     ranker: LoadedModel
+    index: Index
 
     @classmethod
     def open(cls, folder: Path) -> "Artifacts":
         """Raises ModelError where a model does not fit the catalogue, the actions or the manifest; ConfigError, HistoryError for damaged files."""
         manifest = Manifest.read(folder / "manifest.json")
+        config = load_config(folder / "params.yaml")
+        retriever = load_model(folder / "retriever")
         opened = cls(
             folder=folder,
             manifest=manifest,
-            settings=load_config(folder / "params.yaml").serving,
+            settings=config.serving,
             catalogue=Catalogue.open(folder / "catalogue.parquet"),
             users=_users(folder / "users.parquet", manifest.users),
-            retriever=load_model(folder / "retriever"),
+            retriever=retriever,
             ranker=load_model(folder / "ranker"),
+            index=load_index(folder / "index", retriever.module, config.retrieval, threads=config.serving.threads),
         )
         _require(folder / "catalogue.parquet", "items", opened.catalogue.items, manifest.sizes.items)
         for part, name, model in (("retriever", manifest.retriever, opened.retriever), ("ranker", manifest.ranker, opened.ranker)):

@@ -89,6 +89,7 @@ class Engine:
             ranker=artifacts.ranker,
             catalogue=artifacts.catalogue,
             prior_click_rate=artifacts.manifest.prior_click_rate,
+            index=artifacts.index,
         )
         counts = artifacts.catalogue
         self._popular = 1 + np.argsort(-counts.item_events[1:], kind="stable")

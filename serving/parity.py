@@ -89,7 +89,11 @@ def main(folder: str) -> None:
 
     artifacts = Artifacts.open(Path(folder))
     scorer = Scorer(
-        retriever=artifacts.retriever, ranker=artifacts.ranker, catalogue=artifacts.catalogue, prior_click_rate=artifacts.manifest.prior_click_rate
+        retriever=artifacts.retriever,
+        ranker=artifacts.ranker,
+        catalogue=artifacts.catalogue,
+        prior_click_rate=artifacts.manifest.prior_click_rate,
+        index=artifacts.index,
     )
     print(check_parity(scorer, artifacts.folder / FILE))
 

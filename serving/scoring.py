@@ -17,7 +17,7 @@ from longtrail.history import HistoryArrays
 from longtrail.models.contracts import Ranker, Retriever, RowRetriever
 from longtrail.models.store import LoadedModel
 from longtrail.retrieval.exact import exact_index
-from longtrail.retrieval.index import Exclusion
+from longtrail.retrieval.index import Exclusion, Index
 from longtrail.schema import ITEM_STATISTICS
 
 Ints = NDArray[np.int64]
@@ -27,7 +27,10 @@ Statistics = Mapping[str, Ints]
 class Scorer:
     """Both models with what they need resident: catalogue, item statistics, item vectors."""
 
-    def __init__(self, *, retriever: LoadedModel, ranker: LoadedModel, catalogue: Catalogue, prior_click_rate: float) -> None:
+    def __init__(
+        self, *, retriever: LoadedModel, ranker: LoadedModel, catalogue: Catalogue, prior_click_rate: float, index: Index | None = None
+    ) -> None:
+        """`index` holds the retriever's items; without it one is built."""
         self._retriever = cast(Retriever | RowRetriever, retriever.module)
         self._ranker = cast(Ranker, ranker.module)
         self._catalogue = catalogue
@@ -35,7 +38,7 @@ class Scorer:
         self.retriever_history = _max_history(retriever.card.settings)
         self.ranker_history = _max_history(ranker.card.settings)
         with torch.inference_mode():
-            self._index = exact_index(retriever.module)
+            self._index = index or exact_index(retriever.module)
 
     def item_statistics(self, items_BC: Ints) -> dict[str, Ints]:
         """ITEM_STATISTICS [B, C] of items as they stand at the end of the log."""

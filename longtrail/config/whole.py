@@ -11,6 +11,7 @@ from longtrail.config.base import Count, Positive, PositiveFloat, Settings
 from longtrail.config.data import Dataset, FeatureSettings, IngestSettings, MovieLensDataset, SplitSettings, ValidationSettings
 from longtrail.config.judging import ABTestSettings, EvaluationSettings, SelectionSettings
 from longtrail.config.ranking_models import DINSettings, PopularityRankerSettings, RankerModel, SAMSettings
+from longtrail.config.retrieval import RetrievalSettings
 from longtrail.config.retrieval_models import PopularityRetrieverSettings, RetrieverModel, SASRecSettings
 from longtrail.errors import ConfigError
 
@@ -82,6 +83,7 @@ class Config(Settings):
     models: dict[str, Model] = Field(default_factory=_default_models)
     pipeline: PipelineSettings = PipelineSettings()
     training: TrainingSettings = TrainingSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     selection: SelectionSettings = SelectionSettings()
     ab_test: ABTestSettings = ABTestSettings()

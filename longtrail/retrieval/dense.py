@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longtrail.errors import ModelError
-from longtrail.retrieval.index import Exclusion
+from longtrail.retrieval.index import Exclusion, Filter, check_request, check_targets, require_finite
 
 _BLOCK_SCORES = 1 << 23  # 32 MB of float32
 
@@ -23,7 +23,7 @@ class DenseIndex:
         """`item_ND` [N + 1, D]: row i is item i, row 0 padding. Raises ModelError where a vector is not finite."""
         if item_ND.ndim != 2 or len(item_ND) < 2:
             raise ModelError(f"item vectors have shape {list(item_ND.shape)}; expected [items + 1, width] with at least one item")
-        _require_finite(item_ND, "item")
+        require_finite(item_ND, "item")
         self._items_ND = item_ND.float().contiguous()
         self._block_scores = block_scores
 
@@ -35,42 +35,59 @@ class DenseIndex:
     def items(self) -> int:
         return len(self._items_ND) - 1
 
-    def topk(self, user_BD: Tensor, k: int, *, exclude: Exclusion | None = None) -> tuple[Tensor, Tensor]:
+    @property
+    def width(self) -> int:
+        """D."""
+        return self._items_ND.shape[1]
+
+    @property
+    def kind(self) -> str:
+        return "dense"
+
+    def warm_up(self) -> Self:
+        """One search, so that the first request finds torch's threads and memory ready. Returns itself."""
+        self.topk(self._items_ND[:1], min(10, self.items))
+        return self
+
+    def topk(self, user_BD: Tensor, k: int, *, exclude: Exclusion | None = None, allowed: Filter | None = None) -> tuple[Tensor, Tensor]:
         """(ids_BK int64, scores_BK float32), best first; equal scores by lower item id; id 0 and -inf where fewer than k are allowed."""
-        found = [_best(scores_bN, k) for _, _, scores_bN in self._blocks(user_BD, exclude)]
+        check_request(user_BD, self.width, k, exclude)
+        found = [_best(scores_bN, k) for _, _, scores_bN in self._blocks(user_BD, exclude, allowed)]
         return _concatenate([ids for ids, _ in found], k, torch.int64), _concatenate([scores for _, scores in found], k, torch.float32)
 
-    def topk_and_ranks(self, user_BD: Tensor, targets_B: Tensor, k: int, *, exclude: Exclusion | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def topk_and_ranks(
+        self, user_BD: Tensor, targets_B: Tensor, k: int, *, exclude: Exclusion | None = None, allowed: Filter | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """topk, and ranks_B (int64, from 1): the place of each target in its user's whole ordered catalogue; 0 where it is excluded.
 
         A target's rank and its place in the list agree: both come from the same scores.
         """
+        check_request(user_BD, self.width, k, exclude)
+        check_targets(user_BD, targets_B, self.items)
         found = []
-        for start, stop, scores_bN in self._blocks(user_BD, exclude):
+        for start, stop, scores_bN in self._blocks(user_BD, exclude, allowed):
             found.append((*_best(scores_bN, k), _ranks(scores_bN, targets_B[start:stop].to(scores_bN.device))))
         ids, scores, ranks = ([part[i] for part in found] for i in range(3))
         ranks_B = torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64)
         return _concatenate(ids, k, torch.int64), _concatenate(scores, k, torch.float32), ranks_B
 
-    def _blocks(self, user_BD: Tensor, exclude: Exclusion | None) -> Iterator[tuple[int, int, Tensor]]:
-        """(start, stop, scores [b, N + 1]) of users start..stop: -inf for padding and for excluded items."""
-        width = self._items_ND.shape[1]
-        if user_BD.ndim != 2 or user_BD.shape[1] != width:
-            raise ModelError(f"user vectors have shape {list(user_BD.shape)}; expected [users, {width}]")
-        if exclude is not None and len(exclude.offsets_B) != len(user_BD) + 1:
-            raise ModelError(f"exclusions have {len(exclude.offsets_B)} offsets; expected {len(user_BD) + 1} (users + 1)")
-        _require_finite(user_BD, "user")
+    def _blocks(self, user_BD: Tensor, exclude: Exclusion | None, allowed: Filter | None) -> Iterator[tuple[int, int, Tensor]]:
+        """(start, stop, scores [b, N + 1]) of users start..stop: -inf for padding and for items that must not be returned."""
+        hidden_N = None if allowed is None else torch.from_numpy(~allowed.up_to(self.items)).to(self._items_ND.device)
         user_BD = user_BD.to(self._items_ND)
         step = max(1, self._block_scores // len(self._items_ND))
         for start in range(0, len(user_BD), step):
             stop = min(start + step, len(user_BD))
             scores_bN = user_BD[start:stop] @ self._items_ND.T
             scores_bN[:, 0] = -torch.inf
+            if hidden_N is not None:
+                scores_bN[:, hidden_N] = -torch.inf
             if exclude is not None:
                 offsets = np.asarray(exclude.offsets_B[start : stop + 1], np.int64)
                 rows = torch.from_numpy(np.repeat(np.arange(stop - start), np.diff(offsets)))
                 columns = torch.from_numpy(np.asarray(exclude.items[offsets[0] : offsets[-1]], np.int64))
-                scores_bN[rows.to(scores_bN.device), columns.to(scores_bN.device)] = -torch.inf
+                known = (columns >= 0) & (columns <= self.items)
+                scores_bN[rows[known].to(scores_bN.device), columns[known].to(scores_bN.device)] = -torch.inf
             yield start, stop, scores_bN
 
 
@@ -111,9 +128,3 @@ def _ranks(scores_bN: Tensor, targets_b: Tensor) -> Tensor:
 
 def _concatenate(parts: list[Tensor], k: int, kind: torch.dtype) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros((0, k), dtype=kind)
-
-
-def _require_finite(vectors: Tensor, name: str) -> None:
-    finite = torch.isfinite(vectors).all(dim=1)
-    if not finite.all():
-        raise ModelError(f"{int((~finite).sum())} of {len(vectors)} {name} vectors are not finite, first at row {int((~finite).nonzero()[0])}")
