@@ -290,8 +290,8 @@ def _users(evidence: Evidence) -> Check:
         text = "Every request has a user of its own: nobody came twice, or the log does not know users; then the intervals are too narrow."
     else:
         text = (
-            f"Rows of one user resemble each other: the log is worth as one {effect:.1f} times smaller of independent rows. The "
-            "intervals here count users and allow for it; a tool that counts rows would be too sure."
+            f"Rows of one user resemble each other: for a single rate the log is worth as much as one {effect:.1f} times smaller of independent "
+            f"rows{_effect_on_difference(evidence)}. The intervals here count users and allow for it; a tool that counts rows would be too sure."
         )
     return Check(
         name="users (design effect)",
@@ -303,6 +303,16 @@ def _users(evidence: Evidence) -> Check:
         explanation=text,
         advice="Log a user id that lasts." if single else "",
     )
+
+
+def _effect_on_difference(evidence: Evidence) -> str:
+    """The same for B − A, where what a user adds to both rates cancels."""
+    sums = evidence.sums
+    if "gap2" not in sums:
+        return ""
+    mean = float(sums["gap"].sum()) / evidence.rows
+    alone = (float(sums["gap2"].sum()) / evidence.rows - mean**2) / evidence.rows
+    return f", for B − A {standard_error(sums['gap'], sums['rows']) ** 2 / alone:.1f} times" if alone > 0 else ""
 
 
 def _propensities(evidence: Evidence) -> Check:

@@ -42,7 +42,10 @@ class LogHealth:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """`sums` holds the raw columns of the estimators (`columns.py`) and "weight/a", "weight/b", "rows"; `segments` IN_SEGMENTS and these."""
+    """`sums` holds the raw columns of the estimators (`columns.py`) and "weight/a", "weight/b", "rows", "gap", "gap2".
+
+    `segments` holds IN_SEGMENTS, weights and rows by kind and label.
+    """
 
     a: str
     b: str
@@ -114,13 +117,22 @@ def gather(
         b=b.name,
         rows=slates.rows,
         requests=slates.requests,
-        sums=UserSums.build(slates.users_N, {**columns, **weights}),
+        sums=UserSums.build(slates.users_N, {**columns, **weights, **_gap(columns)}),
         segments=segments,
         weights={"a": WeightSums.of(slates, a), "b": WeightSums.of(slates, b)},
         health=health,
         refused=refusals(slates, a, b),
         calibration=uniform_sums(slates, known["candidates"]) if "candidates" in known else None,
     )
+
+
+def _gap(columns: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Each row's part of the difference B − A and its square: what a test that knows no users would take its error from."""
+    for name in ("dr", "ips"):
+        if f"{name}/a/n" in columns:
+            gap = columns[f"{name}/b/n"] - columns[f"{name}/a/n"]
+            return {"gap": gap, "gap2": gap**2}
+    return {}
 
 
 def repeated_requests(slates: LoggedSlates, times_N: NDArray[Any], items_N: NDArray[Any]) -> int:

@@ -224,3 +224,19 @@ def test_many_users_are_grouped_and_tell_the_same() -> None:
     w = draw.b.weights_N / draw.b.weights_N.mean(), draw.a.weights_N / draw.a.weights_N.mean()
     psi = w[0] * (draw.slates.rewards_N - quoted.b.value) - w[1] * (draw.slates.rewards_N - quoted.a.value)
     assert quoted.error == pytest.approx(psi.std() / np.sqrt(40_000), rel=0.1)
+
+
+def test_users_matter_less_for_the_difference() -> None:
+    """Both design effects against their definitions: variance by users over variance by rows; a user's taste cancels from B − A."""
+    draw = OneItemWorld(user_sd=2.0).draw(4_000, 80, 0)
+    columns = user_columns(draw.slates, draw.a, draw.b)
+    evidence = gather(draw.slates, draw.a, draw.b, columns=columns)
+    check = next(check for check in judge(evidence, RULES).checks if check.name == "users (design effect)")
+
+    def effect(values: np.ndarray) -> float:
+        users, cluster = np.unique(draw.slates.users_N, return_inverse=True)
+        deviation = np.bincount(cluster, weights=values - values.mean())
+        return float((deviation**2).sum() * len(users) / (len(users) - 1) / 4_000**2 / (values.var() / 4_000))
+
+    single, gap = effect(draw.slates.rewards_N), effect(columns["dr/b/n"] - columns["dr/a/n"])
+    assert check.value == pytest.approx(single, rel=0.02) and f"for B − A {gap:.1f} times" in check.explanation and gap < single / 2
