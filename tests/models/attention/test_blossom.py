@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.models import peak_bytes
 from longtrail.config import BlossomSettings
+from longtrail.models.attention import block_sparse, selection
 from longtrail.models.attention.block_sparse import _forward, _laid_end_to_end
 from longtrail.models.attention.blossom import BlossomAttention
 from longtrail.models.attention.factory import knows_order, make_attention
 from longtrail.models.attention.selection import best_blocks
 from longtrail.models.attention.short_term import distances
 from tests.models.attention.blossom_oracle import blossom, turned
+from tests.models.test_sam import Largest
 
 SELECTORS = ("frozen", "straight_through", "compressed")
 SMALL: dict[str, Any] = {"window": 2, "block": 4, "compression": 6, "stride": 4, "selected": 2}
@@ -210,6 +213,24 @@ def test_how_many_pairs_are_read(length: int, long: int, short: int) -> None:
     _, log_sums = _forward(x, slice(0, filled), slice(0, filled // 16))
     assert round(float(log_sums[:length].exp().sum()), 6) == long
     assert sum(len([s for s in distances(length, 8) if s <= t]) for t in range(length)) == short
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_no_square_of_the_length_is_made(selector: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward: the largest tensor at L = 2,048 is linear in it (queries gathered for four blocks each), and so is all that is held."""
+    for module in (block_sparse, selection):
+        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1 << 14)  # so that the chunks, whose size is fixed, are small beside the rest
+    layer = BlossomAttention(BlossomSettings(selector=selector), 16, 2, causal=causal)  # type: ignore[arg-type]
+
+    def call(length: int) -> None:
+        layer(torch.randn(1, length, 16, requires_grad=True), torch.tensor([length])).sum().backward()
+
+    with Largest() as largest:
+        call(2048)
+    assert largest.elements <= 2048 * 16 * 6 < 2048 * 2048 // 16
+    short, long = peak_bytes(lambda: call(2048)), peak_bytes(lambda: call(4096))
+    assert long < 2.1 * short and long < 4 * 4096 * 4096 / 2
 
 
 def test_made_from_settings() -> None:
