@@ -91,9 +91,9 @@ def calls(module: nn.Module, length: int, candidates: int, device: torch.device)
         x, lengths = torch.randn(1, length, WIDTH, device=device, requires_grad=True), torch.tensor([length], device=device)
         run = partial(module, x, lengths)
     else:
-        history, shown, context = (part.to(device) for part in make_request(length, candidates))
-        history = replace(history, items_BL=history.items_BL % SIZES.items + 1)
-        shown = replace(shown, items_BC=shown.items_BC % SIZES.items + 1)
+        history, shown, context = make_request(length, candidates)
+        history = replace(history, items_BL=history.items_BL % SIZES.items + 1).to(device)
+        shown, context = replace(shown, items_BC=shown.items_BC % SIZES.items + 1).to(device), context.to(device)
         retriever: Any = module
         run = partial(retriever.user_vectors, history) if isinstance(module, Retriever) else partial(module, history, shown, context)
 
