@@ -58,7 +58,7 @@ class BlockKeys(nn.Module):
 
 
 class BlossomAttention(nn.Module):
-    """A SelfAttention. Time L·(window + log L + (K + 1)·block)·D, plus L·L/block·D/M² for the scores of blocks; memory linear in L."""
+    """A SelfAttention. Time L·(window + log L + (K + 1)·block)·D, plus L·L/block·D/M for the scores of blocks; memory linear in L."""
 
     def __init__(self, settings: BlossomSettings, width: int, heads: int, *, causal: bool = True) -> None:
         """Raises ValueError where `heads` does not divide `width` into even parts, or `kv_heads` not `heads`."""

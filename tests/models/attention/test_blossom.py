@@ -233,6 +233,21 @@ def test_no_square_of_the_length_is_made(selector: str, causal: bool, monkeypatc
     assert long < 2.1 * short and long < 4 * 4096 * 4096 / 2
 
 
+def test_distances_of_place_39() -> None:
+    assert distances(40, 8) == [*range(9), 16, 32]
+    assert distances(40, 1) == [0, 1, 2, 4, 8, 16, 32] and distances(5, 8) == [0, 1, 2, 3, 4] and distances(1, 8) == [0]
+
+
+def test_blocks_with_no_share_are_not_read() -> None:
+    """Block scores 0, -20, -24 and -30: e^-20 is above 1e-10, the others are not. Far below "nothing", even the best is not read."""
+    keys = torch.tensor([0.0, -20.0, -24.0, -30.0, 7.0], dtype=torch.float64).view(1, 5, 1)
+    chosen, shares = best_blocks(torch.ones(1, 10, 1, dtype=torch.float64), keys, 4, 2)
+    assert chosen[0, 8].tolist() == [0, 1, -1, -1] and chosen[0, 1].tolist() == [-1] * 4 and chosen[0, 4].tolist() == [0, 1, -1, -1]
+    torch.testing.assert_close(shares[0, 8], torch.tensor([1.0, math.exp(-20), math.exp(-24), math.exp(-30)], dtype=torch.float64))
+    chosen, _ = best_blocks(torch.ones(1, 10, 1, dtype=torch.float64), keys - 2000, 4, 2)
+    assert (chosen == -1).all()
+
+
 def test_made_from_settings() -> None:
     layer = make_attention(BlossomSettings(kv_heads=2), 32, 4, causal=False)
     assert isinstance(layer, BlossomAttention) and not layer.causal
