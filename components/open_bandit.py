@@ -16,6 +16,7 @@ log = logging.getLogger("open_bandit")
 Campaign = Literal["all", "men", "women"]
 POLICIES: tuple[Literal["random", "bts"], ...] = ("random", "bts")
 MIN_EFFECTIVE_ROWS = 100  # below it the intervals are not to be relied on
+SHOWN = {"ips": "IPS", "snips": "self-normalised", "dr": "doubly robust", "replay": "replay"}  # report.json holds every estimator
 TITLE = "Open Bandit: each policy judged from the other's log"
 
 
@@ -103,24 +104,20 @@ def html(results: list[dict[str, Any]], confidence: float) -> str:
             r["campaign"],
             r["target"],
             r["log"],
-            *(
-                f"{r['estimates'][name]['value']:.2%} ({r['estimates'][name]['low']:.2%} to {r['estimates'][name]['high']:.2%})"
-                for name in r["estimates"]
-            ),
+            *(_cell(r, name) for name in SHOWN),
             f"{r['real']['value']:.2%} ({r['real']['low']:.2%} to {r['real']['high']:.2%})",
             f"{r['effective_rows']:,.0f}",
             f"{r['mean_weight']:.2f}",
         ]
         for r in results
     ]
-    names = ["IPS", "self-normalised", "doubly robust"]
-    headers = ["", "campaign", "policy judged", "from the log of", *names, "what it really got", "effective rows", "mean weight"]
+    headers = ["", "campaign", "policy judged", "from the log of", *SHOWN.values(), "what it really got", "effective rows", "mean weight"]
     alt = "Doubly robust estimates with intervals beside the rates that were really got"
     how = (
         "Each log is made of one-item requests with the position as context. The uniform policy's probabilities are exact; Thompson sampling learned "
         "while it ran, so its average behaviour is estimated from the shares of its own log and that log's error is in the interval. Users are those "
         "with equal features, as the data set has no user ids. Assumed: no effect of the page's other items, and no drift of rates during the week. "
-        "Where the effective rows are few, a handful of rows decides and the interval itself is not to be relied on."
+        "Replay needs a uniform log. Where the effective rows are few, a handful of rows decides and the interval itself is not to be relied on."
     )
     few = sum(r["effective_rows"] < MIN_EFFECTIVE_ROWS for r in results)
     lead = f"{inside} of {len(results)} estimates agree with what the policy really got ({confidence:.0%} interval of the gap between the two logs)"
@@ -134,6 +131,16 @@ def html(results: list[dict[str, Any]], confidence: float) -> str:
         lead=lead,
         tone="good" if inside == len(results) else "warn",
     )
+
+
+def _cell(result: dict[str, Any], name: str) -> str:
+    """An estimate with its interval; of replay, which keeps few rows, how many they are in place of an interval."""
+    estimate = result["estimates"].get(name)
+    if estimate is None or estimate["value"] is None:
+        return "–"
+    if name == "replay":
+        return f"{estimate['value']:.2%} of the {result['replay_rows']:,} rows kept"
+    return f"{estimate['value']:.2%} ({estimate['low']:.2%} to {estimate['high']:.2%})"
 
 
 def _figure(results: list[dict[str, Any]]) -> Any:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from longtrail.errors import EvaluationError
+from longtrail.offpolicy.columns import finish, refusals, user_columns
 from longtrail.offpolicy.diagnostics import diagnose
-from longtrail.offpolicy.estimators import ESTIMATORS
 from longtrail.offpolicy.intervals import Interval, standard_error
+from longtrail.offpolicy.list_estimators import ONE_ITEM
 from longtrail.offpolicy.reward import cell_means
 from longtrail.offpolicy.slates import EvaluatedPolicy, LoggedSlates
 from longtrail.offpolicy.sums import UserSums
@@ -37,7 +38,10 @@ class PolicyLog:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEstimate:
-    """`target`'s rate from `log`'s rows, by estimator; `real` is what it got in its own log; `gap` = estimate − real."""
+    """`target`'s rate from `log`'s rows, by estimator; `real` is what it got in its own log; `gap` = estimate − real.
+
+    `refused` says which estimators this log does not allow, and why.
+    """
 
     log: str
     target: str
@@ -49,9 +53,13 @@ class CrossEstimate:
     mean_weight: float
     rows: int
     clicks: int
+    tuned: dict[str, float]  # estimator → the parameter that was chosen from the data
+    refused: dict[str, str]
+    replay_rows: int  # rows that replay kept: with a handful of clicks among them its interval means nothing
 
     def json(self) -> dict[str, Any]:
-        plain = {key: value for key, value in vars(self).items() if key not in ("estimates", "gap", "real")}
+        plain = {key: value for key, value in vars(self).items() if key not in ("estimates", "gap", "real", "tuned")}
+        plain["tuned"] = {name: value if np.isfinite(value) else None for name, value in self.tuned.items()}  # None: no shrinkage at all
         named = {"estimates": self.estimates, "gap": self.gap}
         return {**plain, "real": self.real.json()} | {key: {name: i.json() for name, i in group.items()} for key, group in named.items()}
 
@@ -104,13 +112,15 @@ def cross_estimate(log: PolicyLog, target: PolicyLog, *, items: int, positions: 
     policy = EvaluatedPolicy.build(target.name, slates, pi_PI[log.positions_N, log.items_N], expected=expected_UP[user_N, log.positions_N])
     extra = 0.0 if exact else _target_error(target, cell_N, log.clicks_N, items, positions)
     real, real_error = _rate(target.users_N, target.clicks_N, np.ones(len(target.clicks_N)), confidence)
+    columns = {name: values for name, values in user_columns(slates, policy, policy).items() if "/b/" not in name}
+    finished = finish(UserSums.build(slates.users_N, columns))
     estimates, gaps = {}, {}
-    for name, estimator in ESTIMATORS.items():
-        terms = estimator.terms(slates, policy)
-        _, error = _rate(slates.users_N, terms.numerators_N, terms.denominators_N, confidence)
-        quantile = float(student.ppf(0.5 + confidence / 2, len(distinct) - 1))
-        estimates[name] = _around(terms.value, quantile * float(np.hypot(error, extra)))
-        gaps[name] = _around(terms.value - real.value, quantile * float(np.sqrt(error**2 + extra**2 + real_error**2)))
+    quantile = float(student.ppf(0.5 + confidence / 2, len(distinct) - 1))
+    for name in finished.estimators:
+        value = finished.value(name, "a")
+        error = standard_error(finished.sums[f"{name}/a/n"], finished.sums[f"{name}/a/d"])
+        estimates[name] = _around(value, quantile * float(np.hypot(error, extra)))
+        gaps[name] = _around(value - real.value, quantile * float(np.sqrt(error**2 + extra**2 + real_error**2)))
     figures = diagnose(slates, policy)
     return CrossEstimate(
         log=log.name,
@@ -123,6 +133,9 @@ def cross_estimate(log: PolicyLog, target: PolicyLog, *, items: int, positions: 
         mean_weight=figures.mean_weight,
         rows=slates.rows,
         clicks=int(log.clicks_N.sum()),
+        tuned={name: sides["a"] for name, sides in finished.tuned.items()},
+        refused={name: why for name, why in {**refusals(slates, policy), **finished.refused}.items() if why != ONE_ITEM},
+        replay_rows=int(finished.sums["replay/a/d"].sum()) if "replay" in estimates else 0,
     )
 
 
