@@ -3,7 +3,12 @@
 from typing import Any
 
 TONES = {"win": "good", "lose": "bad", "equivalent": "plain", "not enough data": "warn", "do not trust": "bad"}
-LIGHTS = {"fail": ("✕", "failed", "bad"), "warn": ("!", "to look at", "warn"), "pass": ("✓", "passed", "good"), "unknown": ("?", "not checked", "plain")}
+LIGHTS = {
+    "fail": ("✕", "failed", "bad"),
+    "warn": ("!", "to look at", "warn"),
+    "pass": ("✓", "passed", "good"),
+    "unknown": ("?", "not checked", "plain"),
+}
 UNDEFINED = "undefined"
 
 

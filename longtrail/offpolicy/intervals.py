@@ -172,7 +172,8 @@ def _percentile(value: float, replicates: Floats, tail: float) -> Interval:
     usable = replicates[np.isfinite(replicates)]  # a replicate without any weight says nothing
     if not np.isfinite(value) or not len(usable):
         return Interval(value=float("nan"), low=float("nan"), high=float("nan"))
-    low, high = np.quantile(usable, [tail, 1 - tail])
+    # The (R + 1) p-th of R ordered replicates (Davison & Hinkley, Bootstrap Methods, 1997, ch. 5): others are too narrow for small R.
+    low, high = np.quantile(usable, [tail, 1 - tail], method="weibull")
     return Interval(value=value, low=float(low), high=float(high))
 
 
