@@ -5,16 +5,15 @@
 
 B requests, L history, D width, P passes. Each history is L items [own code ; code of the item it points to ; its bit], codes of ±1, new in every
 batch; pointers are one cycle through the history. The candidate is the code of one item; the label is the bit of the item that it points to. So a
-model must read the item that the candidate names, and then ask for what it has read. Passes that do not see the memory can only guess from what all the
-items have in common, which is the less the more there are. With a curriculum, items point to themselves at first: the share of such histories falls to zero over the
-first half of training, so that one hop is learnt before two. Vectors are given; only what reads them is trained.
+model must read the item that the candidate names, and then ask for what it has read. Passes that do not see the memory can only guess from what all
+the items have in common, which is the less the more there are. With a curriculum, items point to themselves at first: the share of such histories
+falls to zero over the first half of training, so that one hop is learnt before two. Vectors are given; only what reads them is trained.
 """
 
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
@@ -55,10 +54,9 @@ class Reader(nn.Module):
 
     def __init__(self, settings: SAMSettings | DINSettings) -> None:
         super().__init__()
-        sam = isinstance(settings, SAMSettings)
         self.sam = SAM(settings, SIZES) if isinstance(settings, SAMSettings) else None
         self.din = TargetAttention(D, settings.attention_hidden, settings.attention_weights) if isinstance(settings, DINSettings) else None
-        read = settings.passes * D if sam else 2 * D
+        read = settings.passes * D if isinstance(settings, SAMSettings) else 2 * D
         self.head = nn.Sequential(nn.Linear(read, 32), nn.ReLU(), nn.Linear(32, 1))
 
     def forward(self, keys_BLD: Tensor, query_B1D: Tensor) -> Tensor:

@@ -88,6 +88,24 @@ class Ranker(Protocol):
 
 
 @runtime_checkable
+class Watched(Protocol):
+    """A ranker that can tell how it is: called on the first batch of each pass over the validation split, joined to the learning curve."""
+
+    def health(self, history: History, candidates: Candidates, context: Context) -> dict[str, float]:
+        """Figures by name; may be empty where the batch has nothing to tell."""
+        ...
+
+
+@runtime_checkable
+class WithAuxiliary(Protocol):
+    """A ranker with parts that its logits do not train, such as a search."""
+
+    def training_logits(self, history: History, candidates: Candidates, context: Context) -> list[Tensor]:
+        """Its own logits [B, C] first, then auxiliary ones: in training, the losses of all are added up."""
+        ...
+
+
+@runtime_checkable
 class Retriever(Protocol):
     """Scores every item of the catalogue as the inner product of a user vector and an item vector."""
 

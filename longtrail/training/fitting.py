@@ -18,6 +18,7 @@ from longtrail.training.continuing import continue_from
 from longtrail.training.interactions import transition_counts
 from longtrail.training.learners import Learner, RankerLearner, RetrieverLearner
 from longtrail.training.loop import EpochKeeper, Report, Share, accelerator_of, make_trainer, reproducible
+from longtrail.training.memory import freed_memory_is_kept
 from longtrail.training.starts import start
 
 RANKING_METRICS = ("auc", "gauc")  # those a ranker can be stopped by: larger is better
@@ -124,7 +125,8 @@ def _train_network(
         )
         trainer = make_trainer(training, [keeper], epochs)
         log.info("%s: %s parameters, %d steps an epoch, %s", name, f"{sum(p.numel() for p in module.parameters()):,}", len(batches), _place(training))
-        trainer.fit(learner, Share(batches, trainer.global_rank, trainer.world_size), valid)
+        with freed_memory_is_kept():
+            trainer.fit(learner, Share(batches, trainer.global_rank, trainer.world_size), valid)
     if progress.best:
         module.load_state_dict(progress.best)
     else:

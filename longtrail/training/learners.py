@@ -16,6 +16,7 @@ from longtrail.errors import LongtrailError
 from longtrail.examples import RankingBatch, SequenceBatch, TargetBatch
 from longtrail.losses import next_item_loss, ranking_loss
 from longtrail.metrics import auc, gauc, log_loss, retrieval_metrics
+from longtrail.models.contracts import Watched, WithAuxiliary
 from longtrail.models.masks import padding_mask
 from longtrail.retrieval.exact import exact_index
 from longtrail.retrieval.index import Exclusion
@@ -94,7 +95,7 @@ class Learner(lightning.LightningModule):
 
 
 class RankerLearner(Learner):
-    """Cross-entropy of clicks over the exposed candidates of RankingBatches, and `listwise` of the sets; judged by AUC, GAUC and log loss of the split."""
+    """Cross-entropy of clicks over the exposed candidates, and `listwise` over the sets; judged by AUC, GAUC and log loss of the whole split."""
 
     settings: RankerSettings
 
@@ -102,15 +103,20 @@ class RankerLearner(Learner):
         return self.model(batch.history, batch.candidates, batch.context)
 
     def training_step(self, batch: RankingBatch, index: int) -> Tensor:
-        exposed_BC, lengths_B = batch.exposed_BC, batch.candidates.lengths_B
-        loss = ranking_loss(self.logits(batch), batch.clicks_BC, lengths_B, exposed_BC=exposed_BC, listwise=self.settings.listwise)
-        return self.account(loss, int(exposed_BC.sum()))
+        exposed_BC, lengths_B = batch.exposed, batch.candidates.lengths_B
+        model = self.model
+        each = model.training_logits(batch.history, batch.candidates, batch.context) if isinstance(model, WithAuxiliary) else [self.logits(batch)]
+        losses = [ranking_loss(logits_BC, batch.clicks_BC, lengths_B, exposed_BC=exposed_BC, listwise=self.settings.listwise) for logits_BC in each]
+        return self.account(torch.stack(losses).sum(), int(exposed_BC.sum()))
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
         self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._health: dict[str, float] = {}
 
     def validation_step(self, batch: RankingBatch, index: int) -> None:
+        if index == 0 and isinstance(self.model, Watched):
+            self._health = self.model.health(batch.history, batch.candidates, batch.context)
         logits_BC = self.logits(batch)
         real_BC = padding_mask(batch.candidates.lengths_B, logits_BC.shape[1])
         users_BC = batch.users_B[:, None].expand_as(real_BC)
@@ -120,7 +126,7 @@ class RankerLearner(Learner):
     def on_validation_epoch_end(self) -> None:
         users, clicks, logits = (np.concatenate(parts) for parts in zip(*self._rows, strict=True))
         values = {"gauc": gauc(users, clicks, logits), "auc": auc(clicks, logits), "log_loss": log_loss(clicks, logits)}
-        self.metrics = {name: value for name, value in values.items() if value is not None}
+        self.metrics = {name: value for name, value in values.items() if value is not None} | self._health
 
 
 class RetrieverLearner(Learner):

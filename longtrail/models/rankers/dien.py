@@ -35,14 +35,15 @@ class AttentionalGRU(nn.Module):
 
     def forward(self, states_BLD: Tensor, weights_BCL: Tensor) -> Tensor:
         """h_n [B, C, D], from zeros."""
-        (B, L, D), C = states_BLD.shape, weights_BCL.shape[1]
+        (B, _, D), C = states_BLD.shape, weights_BCL.shape[1]
         inputs_BLG = at_least_float32(self.inputs(states_BLD))
         h_BCD = inputs_BLG.new_zeros(B, C, D)
-        for t in range(L):  # the recurrence itself
-            gates, candidate = inputs_BLG[:, t].unsqueeze(1).split((2 * D, D), dim=-1)
+        # Unbound once: the gradient of inputs[:, t] is as large as all inputs, at each step.
+        for inputs_BG, weights_BC in zip(inputs_BLG.unbind(1), weights_BCL.unbind(2), strict=True):
+            gates, candidate = inputs_BG.unsqueeze(1).split((2 * D, D), dim=-1)
             reset_BCD, update_BCD = (at_least_float32(h_BCD @ self.gates) + gates).sigmoid().chunk(2, dim=-1)
             new_BCD = (at_least_float32((reset_BCD * h_BCD) @ self.candidate) + candidate).tanh()
-            h_BCD = torch.lerp(h_BCD, new_BCD, update_BCD * weights_BCL[..., t].unsqueeze(-1))
+            h_BCD = torch.lerp(h_BCD, new_BCD, update_BCD * weights_BC.unsqueeze(-1))
         return h_BCD
 
 

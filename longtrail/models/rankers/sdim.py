@@ -42,20 +42,21 @@ class SDIM(nn.Module):
 
     @torch.no_grad()
     def signatures(self, x: Tensor) -> Tensor:
-        """int64 [..., M], each in 0 … S - 1."""
+        """int16 [..., M], each in 0 … S - 1."""
         with torch.autocast(x.device.type, enabled=False):
             positive = (at_least_float32(x) @ self.planes >= 0).unflatten(-1, (self.settings.hashes, self.settings.bits))
-        return (positive << torch.arange(self.settings.bits, device=x.device)).sum(-1)
+            powers_b = 2.0 ** torch.arange(self.settings.bits, device=x.device)
+            return (positive.to(powers_b.dtype) @ powers_b).to(torch.int16)
 
     def read(self, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor) -> Tensor:
         """u [B, C, D]."""
         signatures_BLM, asked_BCM = self.signatures(keys_BLD).masked_fill(~mask_BL.unsqueeze(-1), -1), self.signatures(query_BCD)
         keys_BLD = at_least_float32(keys_BLD)
-        every_S1 = torch.arange(2**self.settings.bits, device=keys_BLD.device).unsqueeze(-1)
+        every_S1 = torch.arange(2**self.settings.bits, device=keys_BLD.device, dtype=torch.int16).unsqueeze(-1)
         reads = []
         for m in range(self.settings.hashes):
             with torch.autocast(keys_BLD.device.type, enabled=False):
                 sums_BSD = (signatures_BLM[..., m].unsqueeze(1) == every_S1).to(keys_BLD.dtype) @ keys_BLD
             unit_BSD = functional.normalize(sums_BSD, dim=-1, eps=1e-6)
-            reads.append(unit_BSD.gather(1, asked_BCM[..., m].unsqueeze(-1).expand(-1, -1, keys_BLD.shape[-1])))
+            reads.append(unit_BSD.gather(1, asked_BCM[..., m].long().unsqueeze(-1).expand(-1, -1, keys_BLD.shape[-1])))
         return torch.stack(reads).mean(0)
