@@ -93,7 +93,7 @@ def show(rows: list[Row]) -> str:
 
 
 def main(
-    seconds: Annotated[float, typer.Option(help="processor seconds of each case, after warm-up; at least five steps")] = 30.0,
+    seconds: Annotated[float, typer.Option(help="processor seconds of each case, after warm-up; at least three steps")] = 30.0,
     users: Annotated[int, typer.Option(help="users of the next-item workload")] = 6_040,
     items: Annotated[int, typer.Option(help="its items")] = 3_416,
     length: Annotated[int, typer.Option(help="its L")] = 200,

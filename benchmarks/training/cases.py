@@ -22,7 +22,7 @@ from longtrail.retrieval.index import Exclusion
 from longtrail.training.learners import Learner, RankerLearner, RetrieverLearner
 from longtrail.training.loop import make_trainer
 
-WARM_UP = 3  # steps before the clock starts
+WARM_UP = 2  # steps before the clock starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Task:
     folder: str  # the workload, as a features folder
     length: int  # L
     batch: int  # users, or samples, a step
-    seconds: float  # of processor time, warm-up not counted; at least five steps
+    seconds: float  # of processor time, warm-up not counted; at least three steps
     threads: int
 
 
@@ -54,7 +54,7 @@ class Meter:
         elif self.steps > WARM_UP:
             self.rows += rows
             self.cpu, self.wall = time.process_time() - self._cpu, time.perf_counter() - self._wall
-        return self.steps >= WARM_UP + 5 and self.cpu >= self.seconds
+        return self.steps >= WARM_UP + 3 and self.cpu >= self.seconds
 
     def result(self, module: torch.nn.Module) -> dict[str, Any]:
         """The figures; `peak_bytes` of this process, of which `base_bytes` before the workload was opened."""
@@ -78,7 +78,7 @@ class _Watch(Callback):
         self.meter = meter
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        rows = len(batch.users_B) if isinstance(batch, SequenceBatch) else int(batch.exposed_BC.sum())
+        rows = len(batch.users_B) if isinstance(batch, SequenceBatch) else int(batch.candidates.lengths_B.sum())
         trainer.should_stop = self.meter.step(rows, float(outputs["loss"].detach()))
 
 
@@ -121,7 +121,7 @@ def train_tiled_din(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
     """The twin of `din`: the same requests, cut into one row a sample, each with a copy of the history."""
     meter, features = _begin(task)
     model = TiledDIN(features.sizes, **settings).train()
-    _loop(model, _ranking(task, features)[0], lambda batch: (_tiled_loss(model, batch), int(batch.exposed_BC.sum())), meter)
+    _loop(model, _ranking(task, features)[0], lambda batch: (_tiled_loss(model, batch), int(batch.candidates.lengths_B.sum())), meter)
     return meter.result(model)
 
 
