@@ -163,15 +163,17 @@ class LogReader:
         of = {key: column if source.files is None else f"{'ab'[index]}/{key}" for key, column in source.columns.items()}
         itself = source.files is None and of[PROBABILITY] == "propensity"
         more = {key: _floats(table[of[key]]) for key in (EXPECTED, DIRECT) if key in of}
-        if itself and slates.predicted_N is None:
-            more = {}
+        if itself and slates.predicted_N is not None and not more:
+            # What the logger showed is a draw from it: the model's value of that is unbiased for its mean, and doubly robust is then its own rate.
+            more = {EXPECTED: _floats(table["predicted"]), DIRECT: _floats(table["predicted"])}
         return EvaluatedPolicy.build(source.name, slates, propensity_N if itself else _floats(table[of[PROBABILITY]]), **more)
 
     def _check(self, click_N: Floats, position_N: Floats, runs_N: Ints, table: pa.Table, first_row: int) -> None:
-        """Raises EvaluationError naming the request where a click is not 0 or 1, a position is missing, or a request is not whole."""
+        """Raises EvaluationError naming the request where a click is not 0 or 1, a user or position is missing, or a request is not whole."""
         problems = [
             (~((click_N == 0) | (click_N == 1)), "click", click_N, "0 or 1"),
             (~(position_N >= 1), "position", position_N, "1, 2, 3, …"),
+            (np.isnan(user_N := _floats(table["user_id"])), "user_id", user_N, "the user's id"),
         ]
         if self.lists:
             length_N = np.bincount(runs_N)[runs_N]

@@ -116,10 +116,10 @@ def lists_of(world, requests, seed, kind=Propensity.CONDITIONAL, logger=True):
 
 
 def test_from_candidates_every_estimator_is_near_the_truth():
-    """60 logs of 600 lists with candidates, a fitted reward model. Means within 4 standard errors of the truth; the model pays."""
+    """40 logs of 600 lists with candidates, a fitted reward model. Means within 4 standard errors of the truth; the model pays."""
     world = SlateWorld("position")
     found = {}
-    for seed in range(60):
+    for seed in range(40):
         lists = lists_of(world, 600, seed)
         slates, policies = evaluate_policies(lists, {"target": np.tile(world.target, (600, 1))})
         np.testing.assert_allclose(policies["target"].probabilities_N, world.conditional["pi"][world.draw_lists(600, seed)[0]].ravel(), atol=1e-12)

@@ -166,6 +166,7 @@ def test_repeated_rows_and_clicks_without_impressions_are_left_out_and_counted(t
         ({"p_b_expected": float("nan")}, {}, "expected reward must be a finite"),
         ({"click": 3}, {}, "request r0.*click is 3; expected 0 or 1"),
         ({"position": 0}, {}, "request r0.*position is 0"),
+        ({"user_id": None}, {}, "request r0.*user_id is nan"),
         ({}, {"b": "p_c"}, r"no column 'p_c'; it has request_id"),
         ({}, {"context": ["country"]}, "no column 'country'"),
         ({}, {"metadata": {}}, "does not say what its propensities are"),
@@ -177,13 +178,23 @@ def test_logs_that_cannot_be_used_are_named(tmp_path, changes, options, message)
     for name, value in changes.items():
         values = table[name].to_pylist()
         values[0] = value
-        values[1:1] = []
         if name == "propensity" and value is None:
             table = table.set_column(table.schema.get_field_index("click"), "click", pa.array([0, *table["click"].to_pylist()[1:]], pa.int8()))
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, table.schema.field(name).type))
     path = write(tmp_path / "log.parquet", table, options.pop("metadata", CONDITIONAL))
     with pytest.raises(EvaluationError, match=message):
         sums_of(open_log(path, "p_a", options.pop("b", "p_b"), **options))
+
+
+def test_the_logger_itself_gets_its_own_rate_from_every_estimator(tmp_path):
+    """Also from the doubly robust ones, with no expected rewards of its own: then B can be compared with it by them."""
+    table = table_of(60, seed=4)
+    reader = open_log(write(tmp_path / "log.parquet", table), "propensity", "p_b", block_rows=50)
+    found = finish(sums_of(reader)[0])
+    rate = table["click"].to_numpy().mean()
+    for name in ("ips", "snips", "dr", "sndr", "slate_ips", "reward_interaction"):
+        assert found.value(name, "a") == pytest.approx(rate), name
+    assert {"dr/a/n", "dr/b/n", "sndr/b/n"} <= set(found.sums.columns)
 
 
 def test_scattered_requests_are_refused(tmp_path):
