@@ -29,5 +29,9 @@ class ModelError(LongtrailError):
     """A model folder is damaged, or does not fit the data it is used with."""
 
 
+class StateError(LongtrailError):
+    """A stored user state is damaged, or was made by other weights than those that are to read it."""
+
+
 class EvaluationError(LongtrailError):
     """An evaluation was asked of data that cannot answer it."""

@@ -85,9 +85,11 @@ class IFASettings(RankerSettings):
     relation_dropout: Rate = Field(0.15, description="share of training requests scored without the relation")
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> "IFASettings":
+    def _parts_fit(self) -> "IFASettings":
         if 2 * self.width % self.heads:
             raise ValueError(f"width is {self.width}, heads is {self.heads}; expected heads that divide twice the width")
+        if self.half_life_days is not None and self.feature_map in ("linrec", "softmax"):
+            raise ValueError(f"half_life_days with feature_map {self.feature_map}; expected a feature map that divides by the sum of its weights")
         return self
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from longtrail.errors import HistoryError
 from longtrail.examples.buckets import Buckets, padding_share
 from longtrail.examples.features import FeatureSet, column
+from longtrail.examples.sets import NewestRows, widened
 from longtrail.examples.tensors import candidate_tensors, context_tensors, history_tensors
 from longtrail.models.contracts import Candidates, Context, History
 from longtrail.schema import ITEM_STATISTICS, USER_STATISTICS
@@ -37,7 +38,12 @@ class RankingBatch:
     users_B: Tensor  # int64 [B]
     times_B: Tensor  # int64 [B], UTC µs
     requests_B: Tensor  # int64 [B], index of the request in the split
-    rows_BC: Tensor  # int64 [B, C], row of the example in the split, -1 in padded places
+    rows_BC: Tensor  # int64 [B, C], row of the example in the split, -1 in padded places and for sampled candidates
+
+    @property
+    def exposed(self) -> Tensor:
+        """bool [B, C]: what was logged and so has a label; not padding, and not the candidates that training sampled."""
+        return self.rows_BC >= 0
 
     def to(self, device: torch.device | str) -> Self:
         """The batch with every tensor on `device`."""
@@ -50,7 +56,8 @@ class RankingBatches:
     A request is the rows that share request_id, user and timestamp. History and user statistics belong to that instant.
     With `seed` None the order is fixed; else it is a pure function of (seed, epoch): call `set_epoch` before each epoch. `batches[i]` makes
     the i-th batch of the epoch alone, so that an epoch can be entered in its middle. `since` (UTC µs) leaves out older requests; rows are then
-    counted from the first one kept. Raises HistoryError where the split has no rows.
+    counted from the first one kept. With `sampled`, up to so many unlabelled candidates join each request (longtrail/examples/sets.py); they
+    depend on seed, epoch and batch alone. Raises HistoryError where the split has no rows.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class RankingBatches:
         seed: int | None = None,
         max_candidates: int = 16_384,
         since: int | None = None,
+        sampled: int = 0,
     ) -> None:
         table = features.examples(split)
         of = "" if since is None else f" at or after {since} µs"
@@ -70,15 +78,18 @@ class RankingBatches:
             table = table.filter(pa.array(column(table, "timestamp") >= since))
         if table.num_rows == 0:
             raise HistoryError(f"{features.folder / 'examples' / split}.parquet: no rows{of}; expected impressions, which ranking learns from")
-        self.features, self.split, self.max_history, self.seed, self.epoch = features, split, max_history, seed, 0
+        self.features, self.split, self.max_history, self.seed, self.epoch, self.sampled = features, split, max_history, seed, 0, sampled
         self.starts_R1 = _request_starts(table)  # request r is the rows starts_R1[r]:starts_R1[r + 1]
         self._items_E, self._clicks_E = column(table, "item_id"), table["click"].to_numpy().astype(np.float32)
         self._statistics_E = {name: column(table, name) for name in ITEM_STATISTICS}
+        self._newest = NewestRows(self._items_E)
         first_R = table.select(["user_id", "timestamp", "history_length", *USER_STATISTICS]).take(pa.array(self.starts_R1[:-1]))
         self.users_R, self.times_R, self.history_length_R = (column(first_R, name) for name in ("user_id", "timestamp", "history_length"))
         self._user_statistics_R = {name: column(first_R, name) for name in USER_STATISTICS}
         self._widths_R = np.diff(self.starts_R1)
-        self._buckets = Buckets.make(np.minimum(self.history_length_R, max_history), self._widths_R, batch_size=batch_size, max_cells=max_candidates)
+        self._buckets = Buckets.make(
+            np.minimum(self.history_length_R, max_history), self._widths_R + sampled, batch_size=batch_size, max_cells=max_candidates
+        )
         self._plan = self._buckets.batches(seed=seed, epoch=0)
         padding = self.padding()
         _log.info(
@@ -117,27 +128,44 @@ class RankingBatches:
 
     def make(self, requests_B: Ints) -> RankingBatch:
         """The batch of the given requests (indices into the split), in that order."""
-        widths_B = self._widths_R[requests_B]
-        real_BC = np.arange(widths_B.max()) < widths_B[:, None]
-        rows_BC = np.where(real_BC, self.starts_R1[requests_B][:, None] + np.arange(real_BC.shape[1]), 0)
+        starts_B, widths_B = self.starts_R1[requests_B], self._widths_R[requests_B]
         prior, catalogue = self.features.prior_click_rate, self.features.catalogue
         users_B, times_B, lengths_B = self.users_R[requests_B], self.times_R[requests_B], self.history_length_R[requests_B]
+        history = self.features.history.gather(users_B, lengths_B, self.max_history)
+        rows_BC = starts_B[:, None] + np.arange(widths_B.max())
+        rows_BC = np.where(rows_BC < (starts_B + widths_B)[:, None], rows_BC, -1)
+        exposed_BC = rows_BC >= 0
+        if self.sampled:
+            rng = np.random.default_rng([self.seed or 0, self.epoch, int(requests_B[0])])
+            rows_BC, exposed_BC = widened(rows_BC, starts_B, self._items_E, history.items_BL, self.sampled, rng)
+        real_BC = rows_BC >= 0
+        statistics_BC = self._statistics(rows_BC, real_BC & ~exposed_BC, starts_B)
         return RankingBatch(
-            history=history_tensors(self.features.history.gather(users_B, lengths_B, self.max_history), catalogue),
+            history=history_tensors(history, catalogue),
             candidates=candidate_tensors(
                 np.where(real_BC, self._items_E[rows_BC], 0),
-                widths_B,
-                {name: np.where(real_BC, values_E[rows_BC], 0) for name, values_E in self._statistics_E.items()},
+                real_BC.sum(1),
+                statistics_BC,
                 catalogue,
                 prior,
             ),
             context=context_tensors(lengths_B, {name: v[requests_B] for name, v in self._user_statistics_R.items()}, times_B, prior),
-            clicks_BC=torch.from_numpy(np.where(real_BC, self._clicks_E[rows_BC], np.float32(0))),
+            clicks_BC=torch.from_numpy(np.where(exposed_BC, self._clicks_E[rows_BC], np.float32(0))),
             users_B=torch.from_numpy(users_B),
             times_B=torch.from_numpy(times_B),
             requests_B=torch.from_numpy(np.ascontiguousarray(requests_B)),
-            rows_BC=torch.from_numpy(np.where(real_BC, rows_BC, -1)),
+            rows_BC=torch.from_numpy(np.where(exposed_BC, rows_BC, -1)),
         )
+
+    def _statistics(self, rows_BC: Ints, drawn_BC: NDArray[np.bool_], starts_B: Ints) -> dict[str, Ints]:
+        """Item statistics [B, C], 0 on padding; of drawn candidates those at the item's newest row before the request, and that row."""
+        statistics_BC = {name: np.where(rows_BC >= 0, values_E[rows_BC], 0) for name, values_E in self._statistics_E.items()}
+        if drawn_BC.any():
+            newest_BC = self._newest.before(self._items_E[rows_BC], np.broadcast_to(starts_B[:, None], rows_BC.shape))
+            since = {"item_events": 0, "item_impressions": 1, "item_clicks": self._clicks_E[newest_BC].astype(np.int64)}
+            for name, values_E in self._statistics_E.items():
+                statistics_BC[name] = np.where(drawn_BC, values_E[newest_BC] + since[name], statistics_BC[name])
+        return statistics_BC
 
 
 def _request_starts(table: pa.Table) -> Ints:

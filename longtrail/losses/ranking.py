@@ -8,9 +8,7 @@ from longtrail.losses.precision import precise
 from longtrail.models.masks import padding_mask
 
 
-def ranking_loss(
-    logits_BC: Tensor, clicks_BC: Tensor, lengths_B: Tensor, *, exposed_BC: Tensor | None = None, listwise: float = 0.0
-) -> Tensor:
+def ranking_loss(logits_BC: Tensor, clicks_BC: Tensor, lengths_B: Tensor, *, exposed_BC: Tensor | None = None, listwise: float = 0.0) -> Tensor:
     """Mean binary cross-entropy over the exposed candidates, plus `listwise` times `listwise_loss` over the whole sets.
 
     `exposed_BC` marks what was shown and so has a label; None: every real candidate was. What stands in padded places, NaN even, changes

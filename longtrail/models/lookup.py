@@ -27,6 +27,30 @@ class _Rows(torch.autograd.Function):
         return grad_ND, None
 
 
+class _Sum(torch.autograd.Function):
+    """Rows of a table, with `part` added to their first columns: one pass over what is as large as a batch's histories, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, table_ND: Tensor, ids: Tensor, part: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.shape = table_ND.shape, part.shape[-1]
+        rows = table_ND.index_select(0, ids.flatten()).view(*ids.shape, -1)
+        rows[..., : part.shape[-1]].add_(part)
+        return rows
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
+        (ids,) = ctx.saved_tensors
+        shape_ND, width = ctx.shape
+        return grad.new_zeros(shape_ND).index_add_(0, ids.flatten(), grad.reshape(-1, grad.shape[-1])), None, grad[..., :width]
+
+
+def look_up_and_add(table_ND: Tensor, ids: Tensor, part: Tensor) -> Tensor:
+    """table[ids] [..., D] with `part` [..., W <= D] added to its first W columns. Every row learns, row 0 too."""
+    return _Sum.apply(table_ND, ids, part)
+
+
 def look_up(table_ND: Tensor, ids: Tensor) -> Tensor:
     """int64 [...] → [..., D]: functional.embedding with padding_idx=0. Row 0 gets no gradient; second derivatives there are none on a CPU."""
     if ids.device.type == "cpu" and torch.is_grad_enabled() and table_ND.requires_grad:

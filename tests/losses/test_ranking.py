@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from longtrail.losses import ranking_loss
+from longtrail.losses.ranking import listwise_loss, ranking_loss
 from tests.losses.draws import randn
 
 
@@ -39,3 +39,31 @@ def test_ranking_loss_is_exact_at_extreme_logits_and_in_half_precision() -> None
     assert ranking_loss(logits, torch.tensor([[1.0, 0.0]]), torch.tensor([2])).item() == pytest.approx(200)
     assert ranking_loss(logits, torch.tensor([[0.0, 1.0]]), torch.tensor([2])).item() == 0
     assert ranking_loss(logits.bfloat16(), torch.tensor([[1.0, 0.0]]), torch.tensor([2])).dtype == torch.float32
+
+
+def test_listwise_by_hand() -> None:
+    """Two clicks in one set, an unlabelled candidate that counts in the softmax only, a request without clicks, NaN on padding."""
+    logits_BC = torch.tensor([[1.0, 2.0, 0.5, math.nan], [3.0, 1.0, math.nan, math.nan]], dtype=torch.float64, requires_grad=True)
+    clicks_BC = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])  # the third label of request 0 is not read: it was not exposed
+    lengths_B = torch.tensor([3, 2])
+    exposed_BC = torch.tensor([[True, True, False, True], [True, True, True, False]])
+    total = sum(math.exp(x) for x in (1.0, 2.0, 0.5))
+    expected = -(math.log(math.exp(1) / total) + math.log(math.exp(2) / total)) / 2
+    loss = listwise_loss(logits_BC, clicks_BC, lengths_B, exposed_BC=exposed_BC)
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    assert logits_BC.grad is not None and torch.isfinite(logits_BC.grad).all()
+    assert not logits_BC.grad[0, 3:].any() and not logits_BC.grad[1].any()
+    both = ranking_loss(logits_BC, clicks_BC, lengths_B, exposed_BC=exposed_BC, listwise=0.3)
+    plain = ranking_loss(logits_BC, clicks_BC, lengths_B, exposed_BC=exposed_BC)
+    assert both.item() == pytest.approx(plain.item() + 0.3 * expected)
+
+
+def test_without_listwise_the_loss_is_plain_cross_entropy_to_the_bit() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits_BC, clicks_BC = torch.randn(9, 5, generator=random), torch.rand(9, 5, generator=random).round()
+    lengths_B = torch.tensor([5, 0, 1, 2, 3, 4, 5, 5, 1])
+    real_BC = torch.arange(5) < lengths_B.unsqueeze(1)
+    plain = ranking_loss(logits_BC, clicks_BC, lengths_B)
+    assert torch.equal(plain, ranking_loss(logits_BC, clicks_BC, lengths_B, exposed_BC=real_BC, listwise=0.0))
+    assert listwise_loss(logits_BC, torch.zeros(9, 5), lengths_B).item() == 0

@@ -1,0 +1,230 @@
+"""Linear cross attention: candidates ask a sum over the history's events, not the events.
+
+B users, L history, C candidates, D width, H heads of a layer, G heads of all layers, F features and E = D / H values of a head.
+
+With a feature map φ in the place of exp(q · k), what candidate c reads in one head is
+
+    O_c = φ(q_c)ᵀ A / φ(q_c)ᵀ z      A = Σ_l w_l φ(k_l) v_lᵀ  [F, E]      z = Σ_l w_l φ(k_l)  [F]
+
+Published elsewhere (Katharopoulos et al., ICML 2020): this form, and elu1. IFA's authors published no formulas: its place here is a reconstruction.
+Ours: a learned temperature a head, decay w_l = exp(-rate · age), all layers' sums in one pass, and values projected after the sum, which is equal by
+linearity and saves a projection of the history: Σ φ(k) (W s)ᵀ = (Σ φ(k) sᵀ) Wᵀ.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from longtrail.models.attention.pointwise import at_least_float32
+from longtrail.models.attention.user_state import DAY, UserState
+
+BLOCK = 1 << 14  # behaviours projected at once: what is made of them stays in a core's cache
+_FLOOR = 1e-2  # of the relu maps, ours: a candidate unlike every behaviour reads their mean and not 0 / 0
+_SMALLEST = 1e-6  # of a divisor, for each event
+_LARGEST = 30.0  # exponent of `efficient`, ours: in place of a running maximum, with which states would no longer just add
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMap:
+    """φ of keys and of queries, both [..., F] → [..., F], and what the read is divided by.
+
+    "sum": φ(q)ᵀz, so that weights are not negative and add up to 1; "feature": each feature of A by its own z, the same; "none": sqrt(F), and
+    weights may be negative and grow with L.
+    """
+
+    keys: Callable[[Tensor], Tensor]
+    queries: Callable[[Tensor], Tensor]
+    divide: str = "sum"
+
+
+def _elu1(x: Tensor) -> Tensor:
+    return functional.elu(x) + 1
+
+
+def _relu(x: Tensor) -> Tensor:
+    return functional.relu(x) + _FLOOR
+
+
+def _squared_relu(x: Tensor) -> Tensor:
+    return functional.relu(x).square() + _FLOOR
+
+
+def _shares(x: Tensor) -> Tensor:
+    return x.softmax(-1)
+
+
+def _exponential(x: Tensor) -> Tensor:
+    return x.clamp(max=_LARGEST).exp()
+
+
+def _unit_elu(x: Tensor) -> Tensor:
+    return functional.normalize(functional.elu(x), dim=-1)
+
+
+FEATURE_MAPS = {
+    "elu1": FeatureMap(keys=_elu1, queries=_elu1),  # Katharopoulos et al., ICML 2020
+    "relu": FeatureMap(keys=_relu, queries=_relu),
+    "squared_relu": FeatureMap(keys=_squared_relu, queries=_squared_relu),
+    "shares": FeatureMap(keys=_shares, queries=_shares),  # ours: soft membership in F clusters; a query reads the means of its own
+    "efficient": FeatureMap(keys=_exponential, queries=_shares, divide="feature"),  # Shen et al., WACV 2021: keys' softmax is over places
+    "linrec": FeatureMap(keys=_unit_elu, queries=_unit_elu, divide="none"),  # Liu et al., SIGIR 2023, as in its code
+}
+
+
+class _Sums(torch.autograd.Function):
+    """Σ w φ(s W) sᵀ [B, X, D] and Σ w φ(s W) [B, X] over the real s, X = G · F, in blocks of users whose features stay in a core's cache.
+
+    Padding is masked after φ, which is not zero there: by s = 0 in the first sum, by the mask in the second. Backward makes the features again and
+    adds the two gradients of s up in place: autograd's own way kept every feature and moved twice the memory.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, keys_BLD: Tensor, weights_DX: Tensor, mask_BL: Tensor, days_BL: Tensor, rates_G: Tensor | None, features: Callable[..., Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(keys_BLD, weights_DX, mask_BL, days_BL, rates_G)
+        ctx.features = features
+        sums_BXD = keys_BLD.new_empty(len(keys_BLD), weights_DX.shape[1], keys_BLD.shape[2])
+        norms_BX = keys_BLD.new_empty(sums_BXD.shape[:2])
+        for rows in _blocks(keys_BLD):
+            features_BLX = features(keys_BLD[rows] @ weights_DX, days_BL[rows], rates_G)
+            torch.bmm(features_BLX.transpose(1, 2), keys_BLD[rows], out=sums_BXD[rows])
+            torch.bmm(mask_BL[rows].unsqueeze(1).to(keys_BLD.dtype), features_BLX, out=norms_BX[rows].unsqueeze(1))
+        return sums_BXD, norms_BX
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, sums_BXD: Tensor, norms_BX: Tensor) -> Any:
+        keys_BLD, weights_DX, mask_BL, days_BL, rates_G = ctx.saved_tensors
+        keys_grad_BLD, weights_grad_DX = torch.empty_like(keys_BLD), torch.zeros_like(weights_DX)
+        rates_grad_G = None if rates_G is None else torch.zeros_like(rates_G)
+        for rows in _blocks(keys_BLD):
+            inner_BLX = (keys_BLD[rows] @ weights_DX).requires_grad_()
+            rates = None if rates_G is None else rates_G.detach().requires_grad_()
+            with torch.enable_grad():
+                features_BLX = ctx.features(inner_BLX, days_BL[rows], rates)
+            features_grad_BLX = (mask_BL[rows].unsqueeze(-1) * norms_BX[rows].unsqueeze(1)).baddbmm_(keys_BLD[rows], sums_BXD[rows].transpose(1, 2))
+            inner_grad_BLX, *rest = torch.autograd.grad(features_BLX, [inner_BLX] if rates is None else [inner_BLX, rates], features_grad_BLX)
+            torch.bmm(features_BLX.detach(), sums_BXD[rows], out=keys_grad_BLD[rows])
+            keys_grad_BLD[rows].flatten(0, 1).addmm_(inner_grad_BLX.flatten(0, 1), weights_DX.T)
+            weights_grad_DX.addmm_(keys_BLD[rows].flatten(0, 1).T, inner_grad_BLX.flatten(0, 1))
+            if rates_grad_G is not None:
+                rates_grad_G += rest[0]
+        return keys_grad_BLD, weights_grad_DX, None, None, rates_grad_G, None
+
+
+def _blocks(keys_BLD: Tensor) -> list[slice]:
+    """Users whose behaviours together are about BLOCK; on a GPU all of them at once."""
+    B, L, _ = keys_BLD.shape
+    rows = max(1, (BLOCK if keys_BLD.device.type == "cpu" else B * L) // max(1, L))
+    return [slice(start, start + rows) for start in range(0, B, rows)]
+
+
+class LinearAttention(nn.Module):
+    """Makes user states, for all layers in one pass over the behaviours, and reads them."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        features: int,
+        layers: int = 1,
+        feature_map: str = "elu1",
+        temperature: float = 1.0,
+        half_life_days: float | None = None,
+    ) -> None:
+        super().__init__()
+        G, E = layers * heads, width // heads
+        self.shape = {"heads": G, "features": features, "values": E}
+        self.heads = heads
+        self.map = FEATURE_MAPS[feature_map]
+        self.keys = nn.Parameter(torch.randn(width, G * features) * width**-0.5)
+        self.queries = nn.Parameter(torch.randn(layers, width, heads * features) * width**-0.5)
+        self.values = nn.Parameter(torch.randn(G, width, E) * width**-0.5)
+        self.temperature = nn.Parameter(torch.full((G,), temperature))
+        self.log_rates = None
+        if half_life_days is not None:  # head h of a layer forgets 4^h times as fast as its head 0
+            slowest = math.log(math.log(2) / half_life_days)
+            self.log_rates = nn.Parameter(slowest + math.log(4) * torch.arange(heads).repeat(layers))
+
+    def rates(self) -> Tensor | None:
+        """[G], 1 / day."""
+        return None if self.log_rates is None else self.log_rates.exp()
+
+    def state(self, keys_BLD: Tensor, mask_BL: Tensor, times_BL: Tensor | None = None) -> UserState:
+        """Keys must be zeros on padding; times matter with decay. O(L · D · G · F) time; beside its inputs nothing of size L is kept."""
+        with torch.autocast(keys_BLD.device.type, enabled=False):
+            keys_BLD = at_least_float32(keys_BLD)
+            (B, L, D), F = keys_BLD.shape, self.shape["features"]
+            times_B, days_BL = _ages(mask_BL, mask_BL.new_zeros(B, L, dtype=torch.int64) if times_BL is None else times_BL, keys_BLD.dtype)
+            rates_G = self.rates()
+            sums_BXD, norms_BX = _Sums.apply(keys_BLD, self._key_weights(), mask_BL, days_BL, rates_G, self._weighted_features)
+            return UserState(
+                sums_BGFE=sums_BXD.view(B, -1, F, D) @ self.values,
+                norms_BGF=norms_BX.view(B, -1, F),
+                events_B=mask_BL.sum(1),
+                times_B=times_B,
+                rates_G=rates_G,
+            )
+
+    def read(self, query_BCD: Tensor, state: UserState, layer: int) -> Tensor:
+        """O [B, C, D] of one layer; zeros without events, whatever rounding left in the sums."""
+        heads = slice(layer * self.heads, (layer + 1) * self.heads)
+        with torch.autocast(query_BCD.device.type, enabled=False):
+            features_BHCF = self._query_features(query_BCD, layer)
+            sums_BHFE, norms_BHF1 = state.sums_BGFE[:, heads], state.norms_BGF[:, heads].unsqueeze(-1)
+            if self.map.divide == "feature":
+                sums_BHFE = sums_BHFE / norms_BHF1.clamp(min=torch.finfo(norms_BHF1.dtype).tiny)
+            read_BHCE = features_BHCF @ sums_BHFE
+            if self.map.divide == "sum":
+                smallest_B111 = _SMALLEST * state.events_B.to(norms_BHF1.dtype).clamp(min=1).view(-1, 1, 1, 1)
+                read_BHCE = read_BHCE / torch.maximum(features_BHCF @ norms_BHF1, smallest_B111)
+            elif self.map.divide == "none":
+                read_BHCE = read_BHCE * self.shape["features"] ** -0.5
+            return read_BHCE.masked_fill((state.events_B == 0).view(-1, 1, 1, 1), 0).transpose(1, 2).flatten(2)
+
+    def weights(self, query_BCD: Tensor, keys_BLD: Tensor, mask_BL: Tensor, times_BL: Tensor, layer: int = 0) -> Tensor:
+        """[B, C, L], the mean over heads of what each pair counts in `read`; 0 on padding. To explain, not to train: it builds every pair."""
+        heads = slice(layer * self.heads, (layer + 1) * self.heads)
+        _, days_BL = _ages(mask_BL, times_BL, keys_BLD.dtype)
+        inner_BLX = at_least_float32(keys_BLD) @ self._key_weights()
+        features_BLX = self._weighted_features(inner_BLX, days_BL, self.rates()).masked_fill(~mask_BL.unsqueeze(-1), 0)
+        keys_BHLF = features_BLX.unflatten(-1, (-1, self.shape["features"])).transpose(1, 2)[:, heads]
+        if self.map.divide == "feature":
+            keys_BHLF = keys_BHLF / keys_BHLF.sum(2, keepdim=True).clamp(min=torch.finfo(keys_BHLF.dtype).tiny)
+        weights_BHCL = self._query_features(query_BCD, layer) @ keys_BHLF.transpose(2, 3)
+        if self.map.divide == "sum":
+            weights_BHCL = weights_BHCL / weights_BHCL.sum(-1, keepdim=True).clamp(min=_SMALLEST)
+        elif self.map.divide == "none":
+            weights_BHCL = weights_BHCL * self.shape["features"] ** -0.5
+        return weights_BHCL.mean(1)
+
+    def _key_weights(self) -> Tensor:
+        """[D, X]: W_K, each head's part times its temperature."""
+        return self.keys * self.temperature.repeat_interleave(self.shape["features"])
+
+    def _weighted_features(self, inner_BLX: Tensor, days_BL: Tensor, rates_G: Tensor | None) -> Tensor:
+        """w φ(k) [B, L, X]."""
+        features_BLGF = self.map.keys(inner_BLX.unflatten(-1, (-1, self.shape["features"])))
+        if rates_G is not None:
+            features_BLGF = features_BLGF * torch.exp(-days_BL.unsqueeze(-1) * rates_G).unsqueeze(-1)
+        return features_BLGF.flatten(2)
+
+    def _query_features(self, query_BCD: Tensor, layer: int) -> Tensor:
+        """φ(q) [B, H, C, F]."""
+        temperature_H = self.temperature[layer * self.heads : (layer + 1) * self.heads]
+        weights_DX = self.queries[layer] * temperature_H.repeat_interleave(self.shape["features"])
+        return self.map.queries((at_least_float32(query_BCD) @ weights_DX).unflatten(-1, (self.heads, -1))).transpose(1, 2)
+
+
+def _ages(mask_BL: Tensor, times_BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The newest event's time [B], 0 without events, and each event's age in days at that time [B, L], 0 on padding."""
+    times_B = functional.pad(times_BL.masked_fill(~mask_BL, 0), (1, 0)).amax(1)
+    return times_B, ((times_B.unsqueeze(1) - times_BL).double() / DAY).to(dtype).masked_fill(~mask_BL, 0)

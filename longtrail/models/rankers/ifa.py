@@ -1,0 +1,204 @@
+"""IFA: interaction fidelity attention (Yu et al., Kuaishou, 2024, arXiv 2406.09742), a reconstruction; see docs/models/ifa.md.
+
+B requests, L history, R newest events, C candidates, D width, H heads, G heads of all layers.
+
+The abstract's: all candidates go in at once; linear attention reads the whole history, so no behaviour is dropped; relations among the candidates
+are modelled; the loss is consistent between training and serving. Nothing else is published: every formula here is a reconstruction.
+
+    O = read(LN q, Σ over the history)      X = q + W_O O, X = X + FFN(LN X)      Y = X + Attention(LN X among candidates)
+    logit = head([q ; X ; Y ; statistics])
+
+Events are never changed by candidates, so the sums of all layers are one user state (attention/user_state.py) that serving may cache.
+Ours besides: an exact branch over the newest events, and the embedding and the head of the other rankers. Events are not normalised before W_K (the
+reconstruction's LN): a learned temperature did as well, and LN cost a fifth of a training step.
+The head's BatchNorm takes its statistics over all real candidates of a training batch, never over one request's set, and stored ones in eval mode.
+"""
+
+import hashlib
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from longtrail.config import IFASettings
+from longtrail.errors import StateError
+from longtrail.models.attention.cross import CrossAttention
+from longtrail.models.attention.linear import LinearAttention
+from longtrail.models.attention.user_state import UserState
+from longtrail.models.contracts import Candidates, Context, History, Sizes
+from longtrail.models.embedding import BehaviourEmbedding
+from longtrail.models.head import Head
+from longtrail.models.masks import padding_mask
+
+EVENTS = 1 << 16  # of a history, embedded at once where a state is made
+_FIELDS = ("items_BL", "categories_BL", "actions_BL", "times_BL")
+
+
+class Relation(nn.Module):
+    """What candidates say of each other: attention among the real ones of a set, without places, so that their order means nothing."""
+
+    def __init__(self, width: int, heads: int, kind: str) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.softmax = CrossAttention(width, heads) if kind == "softmax" else None
+        self.linear = LinearAttention(width, heads=heads, features=width // heads) if kind == "linear" else None
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x_BCD: Tensor, mask_BC: Tensor) -> Tensor:
+        """[B, C, D], to be added to `x`."""
+        x_BCD = self.norm(x_BCD).masked_fill(~mask_BC.unsqueeze(-1), 0)
+        if self.softmax is not None:
+            return self.output(self.softmax(x_BCD, x_BCD, mask_BC))
+        assert self.linear is not None
+        return self.output(self.linear.read(x_BCD, self.linear.state(x_BCD, mask_BC), 0))
+
+
+class Layer(nn.Module):
+    """What becomes of a read: it is added to the candidate's vector, and so is what a feed-forward net makes of that."""
+
+    def __init__(self, settings: IFASettings, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, width)
+        self.whole = CrossAttention(width, settings.heads) if settings.feature_map == "softmax" else None
+        self.recent = CrossAttention(width, settings.heads) if settings.recent_events else None
+        self.recent_output = nn.Linear(width, width, bias=False) if settings.recent_events else None
+        inner = (nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(settings.dropout), nn.Linear(4 * width, width))
+        self.feed = nn.Sequential(*inner)
+
+    def forward(self, x_BCD: Tensor, normal_BCD: Tensor, read_BCD: Tensor, recent: tuple[Tensor, Tensor] | None) -> Tensor:
+        """`normal` is norm(x), `read` what it read of the whole history; the exact branch reads the keys and mask of `recent`."""
+        x_BCD = x_BCD + self.output(read_BCD)
+        if recent is not None and self.recent is not None and self.recent_output is not None:
+            x_BCD = x_BCD + self.recent_output(self.recent(normal_BCD, *recent))
+        return x_BCD + self.feed(x_BCD)
+
+
+class IFA(nn.Module):
+    """Ranker. O(L · D · G · F + C · D²) time; from a user's state O(C · D²), whatever L was. Nothing of size C · L is ever built."""
+
+    def __init__(self, settings: IFASettings, sizes: Sizes) -> None:
+        super().__init__()
+        self.settings = settings
+        self.embedding = BehaviourEmbedding(sizes, settings.width, items=settings.items)
+        width = self.embedding.width
+        self.attention = None
+        if settings.feature_map != "softmax":
+            self.attention = LinearAttention(
+                width,
+                heads=settings.heads,
+                features=settings.features,
+                layers=settings.layers,
+                feature_map=settings.feature_map,
+                temperature=settings.temperature,
+                half_life_days=settings.half_life_days,
+            )
+        self.layers = nn.ModuleList(Layer(settings, width) for _ in range(settings.layers))
+        self.relation = Relation(width, settings.heads, settings.relation) if settings.relation != "none" else None
+        self.head = Head(3 * width, settings.hidden, settings.dropout)
+
+    def forward(self, history: History, candidates: Candidates, context: Context, *, state: UserState | None = None, relation: bool = True) -> Tensor:
+        """Logits [B, C].
+
+        With `state`, made of the whole history, only the exact branch reads `history`: its newest `recent_events` events are enough.
+        `relation=False` scores every candidate by itself; relation_dropout trains the model to do without the others.
+        """
+        mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])
+        query_BCD = self.embedding.queries(candidates)
+        x_BCD = self.read(history, query_BCD, state)
+        y_BCD = x_BCD
+        if self.relation is not None and relation:
+            y_BCD = x_BCD + self._kept(self.relation(x_BCD, mask_BC))
+        return self.head([query_BCD, x_BCD, y_BCD], candidates.statistics_BCF, context.statistics_BG, mask_BC)
+
+    def read(self, history: History, query_BCD: Tensor, state: UserState | None = None) -> Tensor:
+        """X [B, C, D]: each candidate after it has read the history."""
+        sums = self.state(history) if state is None and self.attention is not None else state
+        whole = self._keys(history) if self.attention is None else None
+        recent = self._keys(newest(history, self.settings.recent_events)) if self.settings.recent_events else None
+        x_BCD = query_BCD
+        for i, layer in enumerate(self.layers):
+            normal_BCD = layer.norm(x_BCD)  # type: ignore[operator]
+            read_BCD = layer.whole(normal_BCD, *whole) if whole is not None else self.attention.read(normal_BCD, sums, i)  # type: ignore[operator,union-attr,arg-type]
+            x_BCD = layer(x_BCD, normal_BCD, read_BCD, recent)
+        return x_BCD
+
+    def state(self, history: History) -> UserState:
+        """What linear attention keeps of each history, of any length: block by block of EVENTS events. Raises StateError for feature_map softmax."""
+        if self.attention is None:
+            raise StateError("feature_map: softmax keeps no user state; expected one of the linear feature maps")
+        parts = []
+        for start in range(0, history.items_BL.shape[1], EVENTS):
+            part = between(history, start, start + EVENTS)
+            keys_BLD, mask_BL = self._keys(part)
+            parts.append(self.attention.state(keys_BLD, mask_BL, part.times_BL))
+        return reduce(UserState.merge, parts)
+
+    def update(self, state: UserState, events: History) -> UserState:
+        """The state with new events, usually one, which may be older than others in it. O(D · G · F) an event."""
+        return state.merge(self.state(events))
+
+    def remove(self, state: UserState, events: History) -> UserState:
+        """The state without events that are in it."""
+        return state.remove(self.state(events))
+
+    def version(self) -> str:
+        """16 hex digits of all weights that states are made of: states of another version mean nothing to this model. Hashes every item vector."""
+        weights = {f"embedding.{name}": tensor for name, tensor in self.embedding.state_dict().items()}
+        if self.attention is not None:
+            weights |= {f"attention.{name}": tensor for name, tensor in self.attention.state_dict().items() if name != "queries"}
+        digest = hashlib.sha256(repr((self.settings.feature_map, self.settings.heads, self.settings.layers)).encode())
+        for name, tensor in sorted(weights.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def restore(self, flat_BS: Tensor, version: str, *, expected: str) -> UserState:
+        """A state from `UserState.flat` and the version that was stored with it; `expected` is this model's `version()`, which callers keep.
+
+        Raises StateError where versions differ or the numbers do not fit.
+        """
+        if version != expected:
+            raise StateError(f"user state: made by weights {version}; expected {expected}: build it again from the history")
+        if self.attention is None:
+            raise StateError("feature_map: softmax keeps no user state; expected one of the linear feature maps")
+        values = self.attention.values
+        return UserState.from_flat(flat_BS.to(values.device, values.dtype), **self.attention.shape, rates_G=self.attention.rates())
+
+    @torch.no_grad()
+    def behaviour_weights(self, history: History, candidates: Candidates) -> Tensor:
+        """[B, C, L]: what each behaviour counts for each candidate when the first layer reads the history, the mean over heads; 0 on padding."""
+        query_BCD = self.embedding.queries(candidates)
+        keys_BLD, mask_BL = self._keys(history)
+        layer = self.layers[0]
+        assert isinstance(layer, Layer)
+        if self.attention is not None:
+            return self.attention.weights(layer.norm(query_BCD), keys_BLD, mask_BL, history.times_BL)
+        assert layer.whole is not None
+        return layer.whole.weights(layer.norm(query_BCD), keys_BLD, mask_BL)
+
+    def _keys(self, history: History) -> tuple[Tensor, Tensor]:
+        mask_BL = padding_mask(history.lengths_B, history.items_BL.shape[1])
+        return self.embedding.keys(history, mask_BL), mask_BL
+
+    def _kept(self, relation_BCD: Tensor) -> Tensor:
+        """In training, nothing of the relation for a share of the requests."""
+        if not self.training or not self.settings.relation_dropout:
+            return relation_BCD
+        kept_B11 = torch.rand(len(relation_BCD), 1, 1, device=relation_BCD.device) >= self.settings.relation_dropout
+        return relation_BCD * kept_B11
+
+
+def between(history: History, start: int, stop: int) -> History:
+    """Places start..stop - 1 of each history."""
+    cut = {name: getattr(history, name)[:, start:stop] for name in _FIELDS}
+    return History(**cut, lengths_B=(history.lengths_B - start).clamp(0, stop - start))
+
+
+def newest(history: History, events: int) -> History:
+    """At most the `events` newest events of each history, oldest first as before."""
+    if events >= history.items_BL.shape[1]:
+        return history
+    lengths_B = history.lengths_B.clamp(max=events)
+    places_BR = (history.lengths_B - lengths_B).unsqueeze(1) + torch.arange(events, device=lengths_B.device)
+    return History(**{name: getattr(history, name).gather(1, places_BR) for name in _FIELDS}, lengths_B=lengths_B)
