@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from longtrail.config import DenseItemsSettings, RecJPQItemsSettings, RetrievalSettings, SASRecSettings
 from longtrail.errors import ModelError
 from longtrail.files import read_json, write_json
+from longtrail.models.contracts import Sizes
+from longtrail.models.encoders.sasrec import SASRec
 from longtrail.retrieval.dense import DenseIndex
+from longtrail.retrieval.exact import load_index, write_index
 from longtrail.retrieval.index import Exclusion, Filter
 from longtrail.retrieval.pq import PQIndex
 from longtrail.retrieval.prune import Pruning
@@ -159,3 +163,25 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
         refused(message)
     (folder / CARD).write_text("{")
     refused("not JSON")
+
+
+def test_a_packaged_index_is_its_models(tmp_path: Path) -> None:
+    """What `package` writes and the service opens: only for coded items, and refused beside another model."""
+
+    def model(items: DenseItemsSettings | RecJPQItemsSettings, seed: int) -> SASRec:
+        torch.manual_seed(seed)
+        return SASRec(SASRecSettings(width=8, heads=2, items=items), Sizes(items=300, categories=1, actions=1)).eval()
+
+    coded, other = (model(RecJPQItemsSettings(splits=2, codes=16), seed) for seed in (0, 1))
+    dense = model(DenseItemsSettings(), 0)
+    assert not write_index(tmp_path / "none", dense, RetrievalSettings(kind="pqtopk"))
+    assert isinstance(load_index(tmp_path / "none", dense), DenseIndex)
+    assert not write_index(tmp_path / "none", coded, RetrievalSettings(kind="dense"))
+    assert write_index(tmp_path / "index", coded, RetrievalSettings(kind="pqtopk"))
+    index = load_index(tmp_path / "index", coded)
+    user_BD = torch.randn(3, 8)
+    torch.testing.assert_close(index.topk(user_BD, 20)[1], DenseIndex(coded.item_vectors().detach()).topk(user_BD, 20)[1])
+    with pytest.raises(ModelError, match="an index of other items"):
+        load_index(tmp_path / "index", other)
+    with pytest.raises(ModelError, match="an index of other items"):
+        load_index(tmp_path / "index", dense)
