@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from longtrail.config import (
+    BERT4RecSettings,
     DINSettings,
+    GRU4RecSettings,
     PopularityRankerSettings,
     PopularityRetrieverSettings,
     SAMSettings,
@@ -35,7 +38,15 @@ CPU = TrainingSettings(accelerator="cpu", threads=1)
 DIN = DINSettings(width=8, hidden=(16,), max_history=20, batch_size=64, max_epochs=4, patience=4, learning_rate=3e-3, dropout=0.1)
 SAM = SAMSettings(width=8, hidden=(16,), max_history=20, batch_size=64, max_epochs=4, patience=4, learning_rate=3e-3, passes=2)
 SASREC = SASRecSettings(width=16, blocks=1, heads=2, max_history=20, batch_size=16, max_epochs=4, patience=4, learning_rate=3e-3)
-NETWORKS = {"din": DIN, "sam": SAM, "sasrec": SASREC, "sasrec_gbce": SASREC.model_copy(update={"loss": "gbce", "negatives": 8})}
+RETRIEVER: dict[str, Any] = {"width": 16, "max_history": 20, "batch_size": 16, "max_epochs": 4, "patience": 4, "learning_rate": 3e-3}
+NETWORKS = {
+    "din": DIN,
+    "sam": SAM,
+    "sasrec": SASREC,
+    "sasrec_gbce": SASREC.model_copy(update={"loss": "gbce", "negatives": 8}),
+    "bert4rec": BERT4RecSettings(**RETRIEVER, blocks=1),
+    "gru4rec_lambdarank": GRU4RecSettings(**RETRIEVER, loss="lambdarank"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -281,9 +292,10 @@ def test_rankers_find_the_planted_tastes_that_popularity_cannot_see(name: str, f
     assert trained.value > popularity.value + 0.1
 
 
-def test_the_retriever_finds_the_planted_tastes_that_popularity_cannot_see(features: FeatureSet) -> None:
+@pytest.mark.parametrize("settings", [SASREC, BERT4RecSettings(**RETRIEVER)], ids=lambda s: s.kind)
+def test_retrievers_find_the_planted_tastes_that_popularity_cannot_see(settings: Any, features: FeatureSet) -> None:
     popularity = train(features, PopularityRetrieverSettings(), "popular_items", CPU, data="d")
-    trained = train(features, SASREC.model_copy(update={"max_epochs": 25, "patience": 25}), "sasrec", CPU, data="d")
+    trained = train(features, settings.model_copy(update={"max_epochs": 25, "patience": 25}), settings.kind, CPU, data="d")
     assert popularity.value is not None and trained.value is not None
     assert trained.value > 1.2 * popularity.value
 
