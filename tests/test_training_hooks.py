@@ -1,11 +1,21 @@
-"""What a ranker may offer to training beside its logits: how it is, and logits of parts that its own do not train."""
+"""Rankers in training: how they are, logits of parts that their own do not train, and that the baselines learn at all."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from longtrail.config import SAMSettings, SIMSettings, TrainingSettings
+from longtrail.config import (
+    DIENSettings,
+    ETASettings,
+    MeanPoolingSettings,
+    PopularityRankerSettings,
+    SAMSettings,
+    SDIMSettings,
+    SIMSettings,
+    TrainingSettings,
+    TWINSettings,
+)
 from longtrail.examples import FeatureSet, RankingBatches
 from longtrail.losses import ranking_loss
 from longtrail.models.registry import build_model
@@ -48,6 +58,31 @@ def test_auxiliary_logits_are_judged_by_the_same_loss_and_added(features: Featur
     torch.testing.assert_close(loss, both)
     loss.backward()
     assert model.soft.query.grad.abs().max() > 0  # type: ignore[union-attr]
+
+
+LEARNS = {"width": 8, "hidden": (16,), "max_history": 40, "batch_size": 64, "max_epochs": 12, "patience": 12, "learning_rate": 3e-3}
+BASELINES = {
+    "mean_pooling": MeanPoolingSettings(**LEARNS),
+    "sim_hard": SIMSettings(**LEARNS, top_k=10),
+    "sim_soft": SIMSettings(**LEARNS, top_k=10, search="soft"),
+    "eta": ETASettings(**LEARNS, top_k=10),
+    "twin": TWINSettings(**LEARNS, top_k=10),
+    "sdim": SDIMSettings(**LEARNS),
+    "dien": DIENSettings(**LEARNS | {"max_history": 20, "max_epochs": 8}, attention_hidden=(8,)),
+    "sam_3p_plus": SAMSettings(**LEARNS, enhancement=3),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_finds_the_planted_tastes_that_popularity_cannot_see(name: str, features: FeatureSet) -> None:
+    """Two categories of six are clicked six times as often as the others, and which two differs by user.
+
+    GAUC .57 of the click rate; .82 of what counts a user's categories (mean pooling, SDIM); .66-.67 of softmax over a searched few (SIM, TWIN).
+    """
+    popularity = train(features, PopularityRankerSettings(by="click_rate"), "popularity", CPU, data="d", ranking_metric="gauc")
+    trained = train(features, BASELINES[name], name, CPU, data="d", ranking_metric="gauc")
+    assert popularity.value is not None and trained.value is not None
+    assert trained.value > popularity.value + 0.05
 
 
 def test_keeping_freed_memory_changes_no_number() -> None:

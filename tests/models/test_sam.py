@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -334,9 +336,10 @@ def test_few_weights_at_first() -> None:
 
 @pytest.mark.parametrize(("name", "expected"), VARIANTS.items())
 def test_variants_have_the_papers_sizes(name: str, expected: dict[str, int]) -> None:
-    """Parameters of each part at D = 32, L = 1,000, and what the head is given beside the query and six statistics."""
-    changes = {"sam_2p": {"passes": 2}, "sam_3p": {"passes": 3}, "sam_3p_plus": {"passes": 3, "enhancement": 3}}[name]
-    model = SAM(SAMSettings(max_history=1000, **changes), SIZES)
+    """The settings that the page shows: parameters of each part at D = 32, L = 1,000, and what the head is given beside query and six statistics."""
+    page = (Path(__file__).parents[2] / "docs/models/sam.md").read_text(encoding="utf-8")
+    settings = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])["models"][name]
+    model = SAM(SAMSettings(**settings, max_history=1000), SIZES)
     sizes = {key: value.numel() for key, value in model.named_parameters()}
     of = {
         "attention": sum(n for key, n in sizes.items() if key.startswith("passes") and "compress" not in key),
