@@ -36,11 +36,11 @@ ITEMS, USERS_SHARE, REPLICATES = 50, 0.1, 2_000
 
 
 def world() -> tuple[Any, Any, Any, Any]:
-    """Click rates of each item, and the probabilities of the logger, of A and of B."""
+    """Click rates of each item, and the probabilities of the logger (uniform, so that replay has something to do), of A and of B."""
     rng = np.random.default_rng(0)
     rate = 1 / (1 + np.exp(3 - rng.normal(size=ITEMS)))
     scores = 0.6 * rng.normal(size=ITEMS)
-    chances = [np.exp(s) / np.exp(s).sum() for s in (scores, 0.7 * scores, 0.7 * scores + 0.7 * np.log(rate))]
+    chances = [np.exp(s) / np.exp(s).sum() for s in (0.0 * scores, 0.7 * scores, 0.7 * scores + 0.7 * np.log(rate))]
     return rate, *chances
 
 
@@ -82,8 +82,8 @@ def ours(path: Path) -> Row:
     read = time.perf_counter()
     done = finish(sums)
     intervals = {}
-    for name in done.estimators:
-        pairs = [(f"{name}/{side}/n", f"{name}/{side}/d") for side in "ab"]
+    for name in ["naive", *done.estimators]:
+        pairs = [("naive/n", "naive/d")] * 2 if name == "naive" else [(f"{name}/{side}/n", f"{name}/{side}/d") for side in "ab"]
         resampled = bootstrap(done.sums, *pairs, confidence=0.95, replicates=REPLICATES, seed=0)
         linear = influence(done.sums, *pairs, confidence=0.95)
         intervals[name] = {"b": resampled.b.json(), "difference": resampled.difference.json(), "influence": linear.difference.json()}
@@ -190,7 +190,7 @@ def movielens(archive: Path, logs: int) -> Row:
 
 
 def main(
-    rows: Annotated[int, typer.Option(help="rows of the log")] = 10_000_000,
+    rows: Annotated[int, typer.Option(help="rows of the log; 0 leaves it out")] = 10_000_000,
     budget: Annotated[int, typer.Option(help="bytes the dense layout may take; it gets as many of the first rows as fit")] = 4_000_000_000,
     archive: Annotated[Path | None, typer.Option(help="MovieLens-1M's own zip; left out where there is none")] = None,
     logs: Annotated[int, typer.Option(help="resampled MovieLens logs")] = 200,
@@ -201,24 +201,41 @@ def main(
 
     rate, _, a, b = world()
     result: Row = {"hardware": hardware(), "rows": rows, "replicates": REPLICATES, "truth": {"a": float(a @ rate), "b": float(b @ rate)}}
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "log.parquet"
-        write_log(path, rows)
-        result["file_bytes"] = path.stat().st_size
-        result["ours"] = alone("ours(PATH)", path, rows)
-        result["step"] = alone("step(PATH)", path, rows)
-        fits = min(rows, budget // (3 * ITEMS * 8))  # two such arrays and what averaging copies
-        result["dense"] = alone("dense(PATH, ROWS)", path, fits)
+    if rows:
+        result |= streamed(rows, budget)
     if archive is not None:
         result["movielens"] = movielens(archive, logs)
     write_json(out, result)
     print(show(result))
 
 
+def streamed(rows: int, budget: int) -> Row:
+    """Each measured in a process of its own, on the same file."""
+    fits = min(rows, budget // (3 * ITEMS * 8))  # two dense arrays and what averaging copies
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "log.parquet"
+        write_log(path, rows)
+        found = {"ours": "ours(PATH)", "step": "step(PATH)", "dense": "dense(PATH, ROWS)"}
+        return {"file_bytes": path.stat().st_size, **{name: alone(what, path, fits) for name, what in found.items()}}
+
+
 def show(result: Row) -> str:
     """The figures as Markdown."""
+    lines = _streamed_table(result) if "ours" in result else []
+    if "movielens" in result:
+        movie = result["movielens"]
+        lines += [f"MovieLens-1M, {movie['logs']} logs; true difference {movie['truth']['difference']:+.4f}", ""]
+        lines += ["| estimator | mean | bias | RMSE | half width | covered |", "|---|---|---|---|---|---|"]
+        for name, row in movie["difference"].items():
+            lines.append(
+                f"| {name} | {row['mean']:+.4f} | {row['bias']:+.4f} | {row['rmse']:.4f} | {row['mean_half_width']:.4f} | {row['covered']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def _streamed_table(result: Row) -> list[str]:
     mine, rival, whole = result["ours"], result["dense"], result["step"]
-    lines = [
+    return [
         "| | rows | estimators | intervals | seconds | rows/s | peak memory |",
         "|---|---|---|---|---|---|---|",
         f"| streamed, A and B | {result['rows']:,} | {len(mine['estimators'])} | bootstrap ({result['replicates']:,}) and influence, by user "
@@ -227,16 +244,8 @@ def show(result: Row) -> str:
         f"| {whole['peak_bytes'] / 1e9:.2f} GB |",
         f"| dense [rows, {ITEMS}, 1], B | {rival['rows']:,} | 3 | none | {rival['seconds']:.1f} | {rival['rows'] / rival['seconds']:,.0f} "
         f"| {rival['peak_bytes'] / 1e9:.2f} GB |",
+        "",
     ]
-    if "movielens" in result:
-        movie = result["movielens"]
-        lines += ["", f"MovieLens-1M, {movie['logs']} logs; true difference {movie['truth']['difference']:+.4f}", ""]
-        lines += ["| estimator | mean | bias | RMSE | half width | covered |", "|---|---|---|---|---|---|"]
-        for name, row in movie["difference"].items():
-            lines.append(
-                f"| {name} | {row['mean']:+.4f} | {row['bias']:+.4f} | {row['rmse']:.4f} | {row['mean_half_width']:.4f} | {row['covered']:.3f} |"
-            )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
