@@ -52,7 +52,7 @@ class DenseIndex:
     def topk(self, user_BD: Tensor, k: int, *, exclude: Exclusion | None = None, allowed: Filter | None = None) -> tuple[Tensor, Tensor]:
         """(ids_BK int64, scores_BK float32), best first; equal scores by lower item id; id 0 and -inf where fewer than k are allowed."""
         check_request(user_BD, self.width, k, exclude)
-        found = [_best(scores_bN, k) for _, _, scores_bN in self._blocks(user_BD, exclude, allowed)]
+        found = [best_columns(scores_bN, k) for _, _, scores_bN in self._blocks(user_BD, exclude, allowed)]
         return _concatenate([ids for ids, _ in found], k, torch.int64), _concatenate([scores for _, scores in found], k, torch.float32)
 
     def topk_and_ranks(
@@ -66,7 +66,7 @@ class DenseIndex:
         check_targets(user_BD, targets_B, self.items)
         found = []
         for start, stop, scores_bN in self._blocks(user_BD, exclude, allowed):
-            found.append((*_best(scores_bN, k), _ranks(scores_bN, targets_B[start:stop].to(scores_bN.device))))
+            found.append((*best_columns(scores_bN, k), _ranks(scores_bN, targets_B[start:stop].to(scores_bN.device))))
         ids, scores, ranks = ([part[i] for part in found] for i in range(3))
         ranks_B = torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64)
         return _concatenate(ids, k, torch.int64), _concatenate(scores, k, torch.float32), ranks_B
@@ -91,7 +91,7 @@ class DenseIndex:
             yield start, stop, scores_bN
 
 
-def _best(scores_bN: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def best_columns(scores_bN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best columns of each row, ties by lower column; short rows are filled with column 0 and -inf."""
     take = min(k, scores_bN.shape[1] - 1)
     values, ids = scores_bN.topk(take, dim=1, sorted=True)

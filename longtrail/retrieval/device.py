@@ -9,7 +9,7 @@ from torch import Tensor
 
 from longtrail.errors import ModelError
 from longtrail.retrieval.blocks import BLOCK, Snapshot, unpack
-from longtrail.retrieval.dense import _best
+from longtrail.retrieval.dense import best_columns
 from longtrail.retrieval.index import Exclusion, Filter
 
 _SCORES = 1 << 26  # floats of one block of scores: 256 MB
@@ -105,7 +105,7 @@ class DeviceCatalogue:
             if own_U1 is not None and targets_U is not None:
                 before = (scores_Un > own_U1) | ((scores_Un == own_U1) & (ids_n < targets_U[:, None]))
                 count_U += before.sum(1)
-            columns, scores = _best(torch.cat([torch.full((users, 1), -torch.inf, device=user_UD.device), scores_Un], 1), k)
+            columns, scores = best_columns(torch.cat([torch.full((users, 1), -torch.inf, device=user_UD.device), scores_Un], 1), k)
             ids = torch.where(columns > 0, ids_n[(columns - 1).clamp(min=0)], 0)
             # What was found before has lower ids: a stable sort keeps it first among equals.
             merged, order = torch.cat([scores_UK, scores], 1).sort(dim=1, descending=True, stable=True)

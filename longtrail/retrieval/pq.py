@@ -16,7 +16,7 @@ from torch import Tensor
 
 from longtrail.errors import ModelError
 from longtrail.retrieval import catalogue, kernels
-from longtrail.retrieval.blocks import BLOCK, Ints, Segment, Snapshot, Words, base_segment, make_lists
+from longtrail.retrieval.blocks import Ints, Snapshot, Words, base_segment, make_lists
 from longtrail.retrieval.index import Exclusion, Filter, check_request, check_targets, require_finite
 from longtrail.retrieval.prune import Habit, Pruning, take_lists
 from longtrail.retrieval.simd import BYTE_SHUFFLES, CODES
@@ -284,6 +284,3 @@ def _check_codes(codes_NM: Tensor, centroids_MbE: Tensor, *, least: int = 2) -> 
         )
     if codes_NM.numel() and int(codes_NM.max()) >= centroids_MbE.shape[1]:
         raise ModelError(f"codes run to {int(codes_NM.max())}; the centroids have {centroids_MbE.shape[1]} a split, from 0")
-
-
-__all__ = ["BLOCK", "PQIndex", "Segment"]
