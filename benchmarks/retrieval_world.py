@@ -46,7 +46,7 @@ class MeanPooling(nn.Module):
         return self.map(self.items.embed(history_BL).mean(1))
 
 
-def trained(folder: Path, *, items: int, width: int, splits: int, users: int = 120_000, steps: int = 500) -> tuple[Tensor, Tensor, Tensor]:
+def trained(folder: Path, *, items: int, width: int, splits: int, users: int = 120_000, steps: int = 1500) -> tuple[Tensor, Tensor, Tensor]:
     """(codes [N + 1, M], centroids [M, 256, D / M], vectors of users that were not trained on [512, D]); kept in `folder` for the next run."""
     path = folder / f"trained-{items}-{width}-{splits}-{steps}.safetensors"
     if not path.is_file():
@@ -79,7 +79,7 @@ def _train(items: int, width: int, splits: int, users: int, steps: int) -> dict[
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    log.info("trained %d steps: loss %.3f", steps, float(loss))
+    log.info("trained %d steps: loss %.3f", steps, float(loss.detach()))
     with torch.no_grad():
         held_out = model(torch.from_numpy(log_UL[:HELD_OUT, :-1]))
     return {"codes": layer.codes.contiguous(), "centroids": layer.centroids.detach().contiguous(), "users": held_out.contiguous()}

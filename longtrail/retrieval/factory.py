@@ -13,7 +13,7 @@ from longtrail.retrieval.index import Index
 # Measured crossovers (docs/retrieval.md says where): below so many numbers in all item vectors a matmul of one user is as quick as a scan of codes;
 # from so many items on, lists of sub-ids save more than planning a visit of them costs.
 DENSE_NUMBERS = 250_000
-PRUNE_ITEMS = 2_000_000
+PRUNE_ITEMS = 1_000_000
 
 
 def build_index(items: Any, settings: RetrievalSettings | None = None, *, threads: int = 1) -> Index:

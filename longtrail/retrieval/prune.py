@@ -24,9 +24,9 @@ _NEVER = 2**31 - 1  # the turn of a list that no plan holds
 class Pruning:
     """How lists are visited. All choices give the same results."""
 
-    batch: int = 4  # sub-ids of a split at a time; the paper's code takes 8
+    batch: int = 8  # sub-ids of a split at a time, as many as the paper's code takes
     steepest: bool = True
-    trials: tuple[tuple[int, float], ...] = ((4, 1.5), (16, 0.9))  # (lists, cost): after so many, the rest may cost this share of a whole scan
+    trials: tuple[tuple[int, float], ...] = ((8, 1.5), (24, 0.9))  # (lists, cost): after so many, the rest may cost this share of a whole scan
     least_blocks: int = 64  # below it an exhaustive scan takes less time than a plan
     longest_pause: int = 64  # calls that go without lists, at most, after lists did not pay
 

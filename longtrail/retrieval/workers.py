@@ -12,7 +12,7 @@ _lock = Lock()
 
 
 def run_all(tasks: Sequence[Callable[[], Any]]) -> None:
-    """Run all tasks, the first one in this thread. Raises what a task raised."""
+    """Run all tasks, the first one in this thread, and with it those that no other thread has begun by then. Raises what a task raised."""
     if len(tasks) == 1:
         tasks[0]()
         return
@@ -23,8 +23,11 @@ def run_all(tasks: Sequence[Callable[[], Any]]) -> None:
             pool = _pools.setdefault(key, ThreadPoolExecutor(key[1], thread_name_prefix="longtrail-search"))
     waiting = [pool.submit(task) for task in tasks[1:]]
     tasks[0]()
-    for task in waiting:
-        task.result()
+    for task, future in zip(tasks[1:], waiting, strict=True):
+        if future.cancel():  # on a busy machine nobody has woken up for it
+            task()
+        else:
+            future.result()
 
 
 def cuts(total: int, parts: int) -> list[tuple[int, int]]:
