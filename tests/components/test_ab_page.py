@@ -87,8 +87,8 @@ def test_the_words_lead_nobody_astray(pages: dict[str, Path]) -> None:
 @BROWSER
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_cut_off_or_fetched(pages: dict[str, Path], tmp_path: Path, width: int) -> None:
-    for name, page in pages.items():
-        found = chromium.measure(page, width, tmp_path)
+    for name in ("win", "do-not-trust", "live"):
+        found = chromium.measure(pages[name], width, tmp_path)
         assert found["wide"] <= width and not found["cut"] and not found["fetched"], (name, found)
         assert found["tall"] > 1_500
 
