@@ -54,6 +54,9 @@ def train_model(
     # Read by OpenMP when torch is first imported. Threads that spin while they wait make training 10 to 50 times slower as soon as anything else
     # wants a core; threads that sleep cost about a third of the speed of an idle machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read by torch when it is first imported. Batches of long histories are tens of megabytes a tensor, and their first touch in 4 KB pages took a
+    # quarter of a training step; with huge pages, which most kernels give on request, it is free.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from longtrail.examples import FeatureSet  # torch takes seconds: --help and a bad params.yaml need not wait for it
     from longtrail.models.store import CARD, ModelCard, load_model, save_model
     from longtrail.training import is_main_process, train

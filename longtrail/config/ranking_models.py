@@ -72,6 +72,7 @@ class IFASettings(RankerSettings):
     """A reconstruction of interaction fidelity attention (Yu et al., 2024)."""
 
     kind: Literal["ifa"] = "ifa"
+    listwise: Annotated[float, Field(ge=0)] = 0.05
     layers: Positive = 1
     heads: Positive = Field(4, description="must divide twice the width")
     feature_map: Literal["elu1", "relu", "squared_relu", "shares", "efficient", "linrec", "softmax"] = Field(

@@ -103,3 +103,21 @@ def test_head_at_first_orders_as_the_click_rate() -> None:
 
     expected = [over_prior(30, 40), over_prior(1, 10), 0.0]
     assert logits_BC[0].tolist() == pytest.approx([x + over_prior(15, 20) / 2 for x in expected], abs=1e-5)
+
+
+def test_keys_by_pairs_of_category_and_action_are_those_of_two_tables() -> None:
+    """Few behaviours are looked up field by field, many by pair: the same bits, and the same gradients; none in padding rows."""
+    torch.manual_seed(0)
+    embedding = BehaviourEmbedding(SIZES, 3).double()
+    history = make_history(3, (60, 0, 7))
+    mask_BL = padding_mask(history.lengths_B, 60)
+    weights_BLD = torch.randn(3, 60, 6, dtype=torch.float64)
+    assert mask_BL.numel() > (SIZES.categories + 1) * (SIZES.actions + 1)
+    slow = embedding.things(history.items_BL, history.categories_BL, mask_BL) + embedding.done(history.actions_BL, mask_BL)
+    fast = embedding.keys(history, mask_BL)
+    assert torch.equal(fast, slow)
+    parameters = list(embedding.parameters())
+    grads = [torch.autograd.grad((keys * weights_BLD).sum(), parameters) for keys in (fast, slow)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+        assert not one[0].any()
