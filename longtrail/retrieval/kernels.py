@@ -187,7 +187,8 @@ def _scan(part, first, last, query, heap, size, turn, floor, bounds, fast):  # t
     table, excluded, start, stop, turns = query
     scores, places, k = heap
     tables, at, width, low_M, top_M, state, masks, eight, lanes, found = bounds
-    # state: zero, step, margin and threshold of the tables; items rescored since they were made; blocks to add up without them; low ends
+    # state: zero, step, margin and threshold of the tables; items rescored since they were made; blocks to add up without them, and how many
+    # the last time; low ends
     ordered = len(places_of) == 0 and turn == 0  # places rise: an equal score that comes later never enters
     for block in range(first, last):
         threshold = max(floor, scores[0]) if size == k else floor
@@ -200,13 +201,13 @@ def _scan(part, first, last, query, heap, size, turn, floor, bounds, fast):  # t
                 for i in range(splits):
                     gap += np.float64(top_M[i])
                 for i in range(splits):  # below top - gap a sub-score is hopeless, so finer steps above it cost nothing
-                    state[6 + i] = max(np.float64(low_M[i]), np.float64(top_M[i]) - max(gap, 0.0))
-                state[0], state[1] = _bounds_of(table, tables, at, splits, width, state[6:], state[2], threshold, _TOP)
+                    state[7 + i] = max(np.float64(low_M[i]), np.float64(top_M[i]) - max(gap, 0.0))
+                state[0], state[1] = _bounds_of(table, tables, at, splits, width, state[7:], state[2], threshold, _TOP)
                 state[3], state[4] = threshold, 0.0
                 level = (threshold - state[2] - state[0]) / state[1] if state[1] > 0 else 0.0
             plain = level <= 1.0  # the tables tell nothing
             if plain:
-                state[5] = 16.0
+                state[5] = state[6] = min(2 * state[6] + 1, 63.0)
         if plain:
             state[5] -= 1.0
             strict = ordered and size == k and scores[0] >= floor
@@ -237,8 +238,10 @@ def _scan(part, first, last, query, heap, size, turn, floor, bounds, fast):  # t
                     lanes[count], found[count] = lane, score
                     count += score >= threshold
             state[4] += rescored
-            if rescored > BLOCK // 6 and state[3] >= threshold:
-                state[5] = 16.0  # bounds let too many through (ties, a flat table): adding up is cheaper for a while
+            if rescored <= BLOCK // 6:
+                state[6] = 0.0
+            elif state[3] >= threshold:  # bounds let too many through (the first blocks, ties, a flat table): adding up is cheaper for a while
+                state[5] = state[6] = min(2 * state[6] + 1, 63.0)
         for i in range(count):
             score, lane = found[i], lanes[i]
             place = offset + block * BLOCK + lane
@@ -260,7 +263,7 @@ def _scan(part, first, last, query, heap, size, turn, floor, bounds, fast):  # t
 def _fresh(users, splits, width, tables_UT):  # type: ignore[no-untyped-def]
     """Room for the 8-bit tables of each user."""
     low_UM, top_UM = np.empty((users, splits), np.float32), np.empty((users, splits), np.float32)
-    state_US = np.zeros((users, 6 + splits))
+    state_US = np.zeros((users, 7 + splits))
     for u in range(users):
         state_US[u, 2] = _extremes(tables_UT[u], splits, width, low_UM[u], top_UM[u])
     masks, eight = np.zeros(2 * GROUP, np.uint64), np.zeros(8, np.float32)
@@ -330,10 +333,10 @@ def count_before(part, width, first, last, tables_UT, targets_U, scores_U, count
     users = len(tables_UT)
     bytes_UT, low_UM, _, state_US, masks, eight, _, _ = _fresh(users, splits, width, tables_UT)
     for u in range(users):
-        state_US[u, 6:] = low_UM[u]
+        state_US[u, 7:] = low_UM[u]
         # Above the target there must be room for what rounding up can add.
         top, at = 250 - 1.01 * splits, u * splits * CODES
-        made = _bounds_of(tables_UT[u], bytes_UT, at, splits, width, state_US[u, 6:], state_US[u, 2], np.float64(scores_U[u]), top)
+        made = _bounds_of(tables_UT[u], bytes_UT, at, splits, width, state_US[u, 7:], state_US[u, 2], np.float64(scores_U[u]), top)
         state_US[u, 0], state_US[u, 1] = made
     tile = max(1, _TILE // (splits * BLOCK))
     for start in range(first, last, tile):

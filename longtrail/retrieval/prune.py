@@ -26,8 +26,8 @@ class Pruning:
 
     batch: int = 8  # sub-ids of a split at a time, as many as the paper's code takes
     steepest: bool = True
-    trials: tuple[tuple[int, float], ...] = ((8, 1.5), (24, 0.9))  # (lists, cost): after so many, the rest may cost this share of a whole scan
-    least_blocks: int = 64  # below it an exhaustive scan takes less time than a plan
+    trials: tuple[tuple[int, float], ...] = ((8, 0.8), (24, 0.4))  # (lists, cost): after so many, the rest may cost this share of a whole scan
+    least_blocks: int = 1024  # below it an exhaustive scan takes less time than a plan
     longest_pause: int = 64  # calls that go without lists, at most, after lists did not pay
 
 
