@@ -156,23 +156,23 @@ def time_in_bursts(calls: dict[str, Callable[[int], Any]], seconds: float, round
 
 
 @numba.njit(nogil=True)
-def _read(words: np.ndarray, first: int, last: int) -> np.uint64:
+def _read(words: np.ndarray) -> np.uint64:
     total = np.uint64(0)
-    for i in range(first, last):
+    for i in range(len(words)):
         total ^= words[i]
     return total
 
 
-def bandwidth(codes: np.ndarray, threads: int) -> float:
-    """Bytes a second at which `threads` threads read as many bytes as the codes are, best of 20: what a scan of them cannot beat."""
-    words = np.zeros(codes.nbytes // 8, np.uint64)
-    _read(words, 0, 1)
+def bandwidth(size: int, threads: int) -> float:
+    """Bytes a second at which `threads` threads read `size` bytes again and again, best of 40: what a scan of so many bytes cannot beat."""
+    words = np.arange(size // 8, dtype=np.uint64)
+    _read(words[:1])
     times = []
-    for _ in range(20):
+    for _ in range(40):
         start = time.perf_counter()
-        run_all([lambda a=a, b=b: _read(words, a, b) for a, b in cuts(len(words), threads)])  # type: ignore[misc]
+        run_all([lambda a=a, b=b: _read(words[a:b]) for a, b in cuts(len(words), threads)])  # type: ignore[misc]
         times.append(time.perf_counter() - start)
-    return codes.nbytes / min(times)
+    return size / min(times)
 
 
 def measure(name: str, world: Catalogue, *, seconds: float, rivals_of_vectors: bool, notes: list[str], bar: Any) -> list[dict[str, Any]]:
@@ -185,7 +185,7 @@ def measure(name: str, world: Catalogue, *, seconds: float, rivals_of_vectors: b
         for _, (_, set_threads) in made.items():
             set_threads(threads)
         torch.set_num_threads(threads)
-        limit = bandwidth(np.empty(blocked, np.uint8), threads)
+        limit = bandwidth(blocked, threads)
         for users in (1, 32):
             for k in (10, 100):
                 for engine, (call, _) in made.items():
