@@ -52,7 +52,7 @@ def test_settings_are_immutable() -> None:
         ("dataset", {"kind": "event_log", "source": "x.csv", "columns": {"user": "u", "item": "i"}}, "dataset.event_log.columns.timestamp: missing"),
         ("dataset", {"kind": "open_bandit", "policy": "greedy"}, "dataset.open_bandit.policy: .*'greedy'"),
         ("split.valid_share", "much", "split.valid_share: .*'much'"),
-        ("pipeline.models", ["sasrec", "popularity", "din", "none"], "pipeline.models names 'none'; models has popular_items, sasrec"),
+        ("pipeline.models", ["sasrec", "popularity", "din", "none"], "pipeline.models names 'none'; models has popular_items, markov, sasrec"),
         ("pipeline.models", ["popularity", "din"], "pipeline.models has no retrieval model"),
         ("pipeline.models", ["sasrec", "popularity"], "no ranking model beside the incumbent 'popularity'"),
         ("selection.incumbent", "sasrec", "selection.incumbent is 'sasrec'; expected one of the ranking models"),

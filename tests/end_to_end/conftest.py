@@ -48,6 +48,7 @@ def settings(movielens_slice: Path) -> dict[str, Any]:
     values["models"]["sasrec"] |= {"width": 16, "blocks": 1, "heads": 1, "max_history": 50, "max_epochs": 2}
     values["models"]["din"] |= {"max_history": 50, "max_epochs": 2}
     values["models"]["sam"] |= {"max_history": 50, "max_epochs": 2}
+    values["models"]["ifa"] |= {"max_history": 50, "max_epochs": 2}
     for stage in ("retrieval", "ranking"):  # a loaded machine's latency must not decide a test
         values["selection"][stage]["max_latency_ms"] = 10_000
     values["evaluation"] |= {"replicates": 200, "latency_requests": 10, "latency_candidates": 50}

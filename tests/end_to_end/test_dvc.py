@@ -19,7 +19,7 @@ from longtrail.models.store import load_model
 from tests.end_to_end.conftest import USERS, commit, environment, git, run
 
 pytestmark = pytest.mark.timeout(900)
-MODELS = ("popular_items", "sasrec", "popularity", "click_rate", "din", "sam")
+MODELS = ("popular_items", "markov", "sasrec", "popularity", "click_rate", "din", "sam", "ifa")
 
 
 @pytest.fixture(scope="module")
