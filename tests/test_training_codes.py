@@ -202,6 +202,7 @@ def test_later_items_that_nobody_touched_are_coded_by_chance() -> None:
 @pytest.mark.parametrize("settings", [SASRecSettings(width=8, blocks=1, heads=1), DINSettings(width=8)], ids=["sasrec", "din"])
 def test_a_model_starts_with_its_codes_and_a_ranker_with_its_vectors(features: FeatureSet, settings: Any) -> None:
     settings = settings.model_copy(update={"items": RecJPQItemsSettings(splits=4, codes=16)})
+    torch.manual_seed(0)
     module = build_model(settings, features.sizes)
     starts.start(module, features, settings, seed=0)
     (slot,) = item_slots(module)
