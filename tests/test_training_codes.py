@@ -209,7 +209,7 @@ def test_a_model_starts_with_its_codes_and_a_ranker_with_its_vectors(features: F
     expected = assign_codes(features, settings.items, seed=0)
     assert np.array_equal(slot.codes.numpy(), expected.codes_NM) and np.array_equal(slot.levels.numpy(), expected.levels_Mb)
     vectors = slot.vectors()[1:].detach()
-    assert vectors.std().item() == pytest.approx(0.3 if settings.stage == "ranking" else 0.02, rel=0.1)
+    assert vectors.std().item() == pytest.approx(0.3 if settings.stage == "ranking" else 0.02, rel=0.25)  # of 128 numbers
     if settings.stage == "ranking":  # items that the same people touched start alike, as their dense start vectors are
         wanted = starts.cooccurrence_vectors(features, 8, seed=0)[1:]
         assert np.corrcoef((vectors @ vectors.T).numpy().ravel(), (wanted @ wanted.T).ravel())[0, 1] > 0.6
