@@ -72,12 +72,12 @@ def propensity_kind(impressions: Path) -> Propensity:
     return Propensity(metadata.get(PROPENSITY_METADATA.encode(), b"none").decode())
 
 
-def rated_requests(features: "FeatureSet", max_candidates: int) -> tuple[RequestSet, Floats]:
+def rated_requests(features: "FeatureSet", max_candidates: int, max_requests: int | None) -> tuple[RequestSet, Floats]:
     """The bandit conversion's requests, from the test period's rows, and the label of every candidate [R, C]."""
     table = features.examples("test")
     users_N, items_N = (table[name].to_numpy() for name in ("user_id", "item_id"))
     times_N, clicks_N = _micros(table["timestamp"]), table["click"].to_numpy().astype(np.float64)
-    made = bandit_requests(users_N, times_N, max_candidates)
+    made = bandit_requests(users_N, times_N, max_candidates, max_requests=max_requests)
     rows, real = np.maximum(made.rows_RC, 0), made.rows_RC >= 0
     first = rows[:, 0]
     requests = RequestSet(users_R=users_N[first], times_R=times_N[first], items_RC=np.where(real, items_N[rows], 0), lengths_R=made.lengths_R)

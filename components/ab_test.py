@@ -84,7 +84,7 @@ def compare(config: Config, *, tables: Path, features: Path, champion: Path) -> 
     log.info("%s: %s", mode, why)
     shown = labels = None
     if mode == "bandit":
-        asked, labels = requests.rated_requests(feature_set, settings.max_candidates)
+        asked, labels = requests.rated_requests(feature_set, settings.max_candidates, settings.max_requests_per_user)
     else:
         asked, shown = requests.logged_requests(tables, feature_set, whole_catalogue=_is_open_bandit(tables))
     known = requests.request_features(features / "feast", asked)

@@ -38,6 +38,9 @@ class ABTestSettings(Settings):
     temperature: PositiveFloat = Field(0.5, description="softmax temperature of both policies over a request's standardised scores")
     logger_temperature: PositiveFloat = Field(1.0, description="bandit conversion: temperature of the logging policy, which ranks as the incumbent")
     max_candidates: Positive = Field(20, description="bandit conversion: a request is this many consecutive items of a user's test period")
+    max_requests_per_user: Positive | None = Field(
+        10, description="bandit conversion: first requests of each user that are judged, lest a few heavy users decide; null is all"
+    )
     rounds: Positive = Field(20, description="bandit conversion: independent draws of the logger for each request")
     confidence: Share = 0.95
     replicates: Positive = 2_000

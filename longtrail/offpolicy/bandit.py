@@ -27,10 +27,11 @@ class BanditRequests:
     lengths_R: Ints
 
 
-def bandit_requests(users_N: Ints, times_N: Ints, max_candidates: int) -> BanditRequests:
+def bandit_requests(users_N: Ints, times_N: Ints, max_candidates: int, *, max_requests: int | None = None) -> BanditRequests:
     """Each user's rows in time order, cut into runs of `max_candidates`. A run of one row leaves no choice and is left out.
 
-    Raises EvaluationError when no request is left.
+    `max_requests` keeps the first requests of each user: with all of them, a log of few and uneven users is about its handful of heaviest ones,
+    and an interval made of so few is not to be believed. Raises EvaluationError when no request is left.
     """
     order = np.lexsort((times_N, users_N))
     user = np.asarray(users_N)[order]
@@ -38,7 +39,8 @@ def bandit_requests(users_N: Ints, times_N: Ints, max_candidates: int) -> Bandit
     place = np.arange(len(user)) - np.repeat(starts, np.diff(np.append(starts, len(user))))
     first = np.flatnonzero(place % max_candidates == 0)
     lengths = np.diff(np.append(first, len(user)))
-    first, lengths = first[lengths > 1], lengths[lengths > 1]
+    kept = (lengths > 1) & (True if max_requests is None else place[first] < max_requests * max_candidates)
+    first, lengths = first[kept], lengths[kept]
     if not len(first):
         raise EvaluationError(f"bandit conversion: no user has 2 rated items among {len(user)} test rows; expected a longer test period")
     columns = np.arange(int(lengths.max()))

@@ -89,6 +89,15 @@ def test_bandit_requests_by_hand():
         bandit_requests(np.array([1, 2, 3]), np.array([1, 1, 1]), 5)
 
 
+def test_a_user_counts_so_many_requests_and_they_are_the_first():
+    rng = np.random.default_rng(0)
+    users, times = rng.integers(1, 6, 200), rng.permutation(200)
+    every, some = bandit_requests(users, times, 7), bandit_requests(users, times, 7, max_requests=2)
+    for user in np.unique(users):
+        whole = [row[row >= 0].tolist() for row in every.rows_RC if users[row[0]] == user]
+        assert [row[row >= 0].tolist() for row in some.rows_RC if users[row[0]] == user] == whole[:2]
+
+
 def test_bandit_estimates_are_unbiased_for_the_stated_truth():
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 6, 60)
