@@ -40,6 +40,7 @@ def save_index(folder: Path, index: PQIndex) -> None:
         tensors |= dict(zip(_LISTS, (lists.codes, lists.places, lists.starts, lists.valid), strict=True))
     with atomic_directory(folder) as aside:
         save_file(tensors, aside / TENSORS)
+        (aside / TENSORS).chmod(0o644)  # safetensors makes it readable for its maker alone; a service runs as somebody else
         with (aside / TENSORS).open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
         document = {

@@ -50,7 +50,8 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
             shapes = f"{list(tensor.shape)}; now {list(after[name].shape)}"
             raise ModelError(f"model {card.name}: weight {name} has shape {shapes}: expected the settings it was trained with")
         elif leaf == "codes":
-            codes_NM = extend_codes(tensor.numpy(), before[f"{owner}.levels"].numpy(), matrix_UN, seed=seed)
+            counts_UN = interaction_matrix(features, binary=card.settings.items.binary)  # as the first codes were made
+            codes_NM = extend_codes(tensor.numpy(), before[f"{owner}.levels"].numpy(), counts_UN, seed=seed)
             grown[name] = torch.from_numpy(codes_NM)
         else:
             rows = neighbour_vectors(tensor, matrix_UN) if slot == "items" else tensor[1:].mean(0, keepdim=True).expand(more, -1)
