@@ -14,7 +14,8 @@ from longtrail.models.attention.linear import FEATURE_MAPS, LinearAttention
 from longtrail.models.attention.user_state import DAY, UserState
 from longtrail.models.contracts import Candidates, History
 from longtrail.models.masks import padding_mask
-from longtrail.models.rankers.ifa import IFA, between, newest
+from longtrail.models.order import newest
+from longtrail.models.rankers.ifa import IFA, between
 from tests.contracts.batches import SIZES, draws, make_candidates, make_context, make_history, make_request, with_garbage, with_padding
 from tests.models.test_sam import Largest
 

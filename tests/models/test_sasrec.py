@@ -10,8 +10,8 @@ from torch import Tensor
 from longtrail.config import SASRecSettings
 from longtrail.models.attention.full import FullAttention
 from longtrail.models.contracts import History, Sizes
-from longtrail.models.encoders.causal import newest
 from longtrail.models.encoders.sasrec import SASRec
+from longtrail.models.order import newest
 from tests.contracts.batches import SIZES, make_history
 from tests.models.test_sam import Largest
 

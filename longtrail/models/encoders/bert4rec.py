@@ -20,10 +20,10 @@ from longtrail.config import BERT4RecSettings
 from longtrail.models.attention.factory import knows_order, make_attention
 from longtrail.models.contracts import History, Pairs, Sizes
 from longtrail.models.dropout import Dropout
-from longtrail.models.encoders.causal import newest, newest_places
 from longtrail.models.encoders.transformer import Block
 from longtrail.models.items.factory import make_items
 from longtrail.models.masks import padding_mask
+from longtrail.models.order import newest, newest_places
 
 if TYPE_CHECKING:
     from longtrail.examples import SequenceBatch

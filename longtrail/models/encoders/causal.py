@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from longtrail.models.contracts import History, ItemEmbedding, Pairs
+from longtrail.models.order import newest
 
 if TYPE_CHECKING:  # models know no files, so they import no module that reads some
     from longtrail.examples import SequenceBatch
@@ -45,23 +46,3 @@ class CausalEncoder(nn.Module):
         places_T = targets_BL.flatten().nonzero().squeeze(1)
         states_TD = self.prefix_states(batch.history).flatten(0, 1).index_select(0, places_T)
         return Pairs(states_TD, targets_BL.flatten()[places_T], places_T // targets_BL.shape[1])
-
-
-def newest(history: History, places: int | None) -> History:
-    """The newest `places` events of each history, still right-padded. `history` itself where it is no longer than that, or `places` is None."""
-    if places is None or history.items_BL.shape[1] <= places:
-        return history
-    places_BL, lengths_B = newest_places(history.lengths_B, places)
-    return History(
-        items_BL=history.items_BL.gather(1, places_BL),
-        categories_BL=history.categories_BL.gather(1, places_BL),
-        actions_BL=history.actions_BL.gather(1, places_BL),
-        times_BL=history.times_BL.gather(1, places_BL),
-        lengths_B=lengths_B,
-    )
-
-
-def newest_places(lengths_B: Tensor, places: int) -> tuple[Tensor, Tensor]:
-    """(int64 [B, places]: where the newest `places` events stand in a wider row; their number [B])."""
-    skipped_B = (lengths_B - places).clamp(min=0)
-    return skipped_B.unsqueeze(-1) + torch.arange(places, device=lengths_B.device), lengths_B - skipped_B

@@ -29,6 +29,7 @@ from longtrail.models.contracts import Candidates, Context, History, Sizes
 from longtrail.models.embedding import BehaviourEmbedding
 from longtrail.models.head import Head
 from longtrail.models.masks import padding_mask
+from longtrail.models.order import newest
 
 EVENTS = 1 << 16  # of a history, embedded at once where a state is made
 _FIELDS = ("items_BL", "categories_BL", "actions_BL", "times_BL")
@@ -193,12 +194,3 @@ def between(history: History, start: int, stop: int) -> History:
     """Places start..stop - 1 of each history."""
     cut = {name: getattr(history, name)[:, start:stop] for name in _FIELDS}
     return History(**cut, lengths_B=(history.lengths_B - start).clamp(0, stop - start))
-
-
-def newest(history: History, events: int) -> History:
-    """At most the `events` newest events of each history, oldest first as before."""
-    if events >= history.items_BL.shape[1]:
-        return history
-    lengths_B = history.lengths_B.clamp(max=events)
-    places_BR = (history.lengths_B - lengths_B).unsqueeze(1) + torch.arange(events, device=lengths_B.device)
-    return History(**{name: getattr(history, name).gather(1, places_BR) for name in _FIELDS}, lengths_B=lengths_B)
