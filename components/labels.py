@@ -20,7 +20,7 @@ from features.sources import literal
 from longtrail.config import SplitSettings
 from longtrail.files import atomic_file
 from longtrail.schema import EXAMPLES, TARGETS, Table
-from longtrail.splits import SPLITS, TRAIN, leave_one_out, split_bounds, temporal_split, train_lengths
+from longtrail.splits import SPLITS, TRAIN, VALID, leave_one_out, split_bounds, temporal_split, train_lengths
 
 CHUNK = 1_000_000
 log = logging.getLogger(__name__)
@@ -73,21 +73,31 @@ def write_examples(connection: Any, point_in_time: PointInTime, tables: Path, sp
 
 
 def write_targets(connection: Any, point_in_time: PointInTime, tables: Path, split: Split, folder: Path) -> dict[str, int]:
-    """Write valid.parquet and test.parquet, TARGETS sorted by user_id, timestamp; returns the interactions of each split."""
+    """Write valid.parquet and test.parquet, TARGETS sorted by user_id, timestamp; returns the interactions of each split.
+
+    With leave-one-out a target's history is all that stands before it in its user's history, as in the papers' protocol: logs with coarse or tied
+    times would otherwise lose the end of it (MovieLens-1M: six events of the median user). With the temporal split it is what was available
+    strictly before the target's time, which is what the service could have read.
+    """
     counts = {SPLITS[TRAIN]: int((split.interactions == TRAIN).sum())}
     order = "user_id, timestamp, file_row_number"
     for code, name in enumerate(SPLITS):
         if code != TRAIN:
             out, source = folder / f"{name}.parquet", tables / "interactions.parquet"
-            counts[name] = _write(connection, point_in_time, RETRIEVAL, source, split.interactions, code, order, TARGETS, out)
+            lengths = None if split.bounds is not None else split.lengths + (code - VALID)
+            counts[name] = _write(connection, point_in_time, RETRIEVAL, source, split.interactions, code, order, TARGETS, out, lengths)
             log.info("%s: %s next items to retrieve", name, f"{counts[name]:,}")
     return counts
 
 
 def _write(
-    connection: Any, point_in_time: PointInTime, service: str, source: Path, codes_n: Codes, code: int, order: str, table: Table, out: Path
-) -> int:
-    """Rows of `source` whose code is `code`, with the features of `service`, as `table`; returns how many."""
+    connection: Any, point_in_time: PointInTime, service: str, source: Path, codes_n: Codes, code: int, order: str, table: Table, out: Path,
+    lengths: Ints | None = None,
+) -> int:  # fmt: skip
+    """Rows of `source` whose code is `code`, with the features of `service`, as `table`; returns how many.
+
+    `lengths` [U + 1], where given, are the history lengths instead of those of the point-in-time join.
+    """
     wanted = pa.table({"row": np.flatnonzero(codes_n == code)})
     present = set(pq.read_schema(source).names)
     columns = [name for name in table.names if name in present]
@@ -105,7 +115,7 @@ def _write(
         ):
             for batch in rows:
                 chunk = pa.Table.from_batches([batch])
-                writer.write_table(_with_features(chunk, point_in_time, service, table))
+                writer.write_table(_with_features(chunk, point_in_time, service, table, lengths))
                 written += chunk.num_rows
                 bar.update(chunk.num_rows)
     finally:
@@ -115,9 +125,11 @@ def _write(
     return written
 
 
-def _with_features(rows: pa.Table, point_in_time: PointInTime, service: str, table: Table) -> pa.Table:
+def _with_features(rows: pa.Table, point_in_time: PointInTime, service: str, table: Table, lengths: Ints | None) -> pa.Table:
     keys = {key: rows[key].to_numpy() for key in ("user_id", "item_id")}
     features = point_in_time.features(service, _micros(rows["timestamp"]), **keys)
+    if lengths is not None:
+        features["history_length"] = lengths[keys["user_id"]]
     columns = [rows[name] if name in rows.column_names else pa.array(features[name]) for name in table.names]
     return pa.table(columns, names=table.names).cast(table.arrow())
 

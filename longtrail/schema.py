@@ -224,9 +224,12 @@ TARGETS = Table(
         _user_id(),
         Column(name="item_id", kind=Kind.INT64, minimum=1, meaning="the item the user acted on next"),
         _timestamp(),
-        Column(name="history_length", kind=Kind.INT64, minimum=0, meaning="events of the user available strictly before `timestamp`"),
+        Column(
+            name="history_length", kind=Kind.INT64, minimum=0,
+            meaning="events of the user available strictly before `timestamp`; with leave-one-out, all that stand before this one",
+        ),
     ),
-)
+)  # fmt: skip
 
 CATALOGUE = Table(
     name="catalogue",

@@ -291,6 +291,7 @@ def test_leave_one_out_targets_are_the_last_two(leave_one_out: FeatureSet, histo
     for split, place in (("valid", -2), ("test", -1)):
         rows = leave_one_out.targets(split).to_pylist()
         assert {row["user_id"]: row["item_id"] for row in rows} == {user: past[place]["item_id"] for user, past in histories.items()}
+        assert {row["user_id"]: row["history_length"] for row in rows} == {user: len(past) + place for user, past in histories.items()}
 
 
 def test_seen_items(features: FeatureSet, histories: dict[int, list[dict]]) -> None:

@@ -208,7 +208,8 @@ def _write(path: Path, table: Table, frame: pd.DataFrame, **metadata: str) -> No
 def toy_features(tables: Path, out: Path, settings: SplitSettings | None = None) -> Path:
     """Build a features folder from `tables` one row at a time, by the definitions; returns `out`. No Feast, no feast/ folder.
 
-    Each count is of rows whose available_at is strictly before the example's timestamp.
+    Each count is of rows whose available_at is strictly before the example's timestamp, but with leave-one-out a target's history is what stands
+    before it.
     """
     settings = settings or SplitSettings()
     tables, out = Path(tables), Path(out)
@@ -220,7 +221,8 @@ def toy_features(tables: Path, out: Path, settings: SplitSettings | None = None)
     actions = json.loads((tables / "counts.json").read_text())["actions"]
     bounds, example_codes, target_codes = _splits(events, shown, settings)
     shown = shown.assign(split=example_codes, **_as_of(shown, events, shown))
-    events = events.assign(split=target_codes, history_length=_before(events, events, "user_id"))
+    lengths = _before(events, events, "user_id") if settings.kind == "temporal" else _places(events)
+    events = events.assign(split=target_codes, history_length=lengths)
     trained = train_lengths(events.user_id.to_numpy(), events.available_at.to_numpy(), users=users, bounds=bounds)
     counts: dict[str, dict[str, int]] = {}
     for code, split in enumerate(SPLITS):
@@ -282,9 +284,13 @@ def _before(asked: pd.DataFrame, rows: pd.DataFrame, by: str) -> np.ndarray:
     return np.array([(available.get(key, nothing) < time).sum() for key, time in zip(asked[by], asked.timestamp, strict=True)], dtype=np.int64)
 
 
+def _places(events: pd.DataFrame) -> pd.Series:
+    """How many events of the user stand before each in the history store."""
+    return events.sort_values(["available_at", "timestamp"], kind="stable").groupby("user_id").cumcount().reindex(events.index)
+
+
 def _catalogue(items: pd.DataFrame, events: pd.DataFrame, shown: pd.DataFrame, trained: np.ndarray) -> pd.DataFrame:
-    place = events.sort_values(["available_at", "timestamp"], kind="stable").groupby("user_id").cumcount()
-    in_training = place.reindex(events.index) < trained[events.user_id]
+    in_training = _places(events) < trained[events.user_id]
 
     def count(rows: pd.DataFrame) -> np.ndarray:
         return np.bincount(rows.item_id, minlength=len(items) + 1)[1:]

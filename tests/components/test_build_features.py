@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -138,3 +139,20 @@ def test_feast_is_imported_only_when_needed() -> None:
     program = "import sys, components.build_features, features.online; print([m for m in ('feast', 'ibis') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_leave_one_out_target_keeps_the_events_of_its_own_instant(tmp_path: Path) -> None:
+    tables = toy_tables(tmp_path / "tables", users=12, events_per_user=10)
+    interactions = pq.read_table(tables / "interactions.parquet")
+    weeks = pc.floor_temporal(interactions["timestamp"], unit="week")
+    for name in ("timestamp", "available_at"):
+        interactions = interactions.set_column(
+            interactions.schema.get_field_index(name), interactions.schema.field(name), weeks.cast(interactions.schema.field(name).type)
+        )
+    pq.write_table(interactions, tables / "interactions.parquet")
+    features = FeatureSet.open(build(tables, tmp_path, split={"kind": "leave_one_out"}))
+    for split, left_out in (("valid", 2), ("test", 1)):
+        targets = features.targets(split).to_pandas()
+        assert (targets.history_length == features.history.lengths(targets.user_id.to_numpy()) - left_out).all()
+        stored = features.history.gather(targets.user_id.to_numpy(), targets.history_length.to_numpy() + 1, 1)
+        assert stored.items_BL[:, 0].tolist() == targets.item_id.tolist(), "the target is the event right after its history"
