@@ -1,4 +1,4 @@
-"""A request that cannot be answered: what field, what is wrong with it, what was expected."""
+"""What the service cannot do for a request, and whose fault it is."""
 
 from longtrail.errors import LongtrailError
 
@@ -10,3 +10,11 @@ class RequestError(LongtrailError):
         super().__init__(f"{field}: {message}")
         self.field = field
         self.message = message
+
+
+class Unavailable(LongtrailError):  # noqa: N818  (a state of affairs; every caller answers it with a list)
+    """Something a personal list needs does not answer. `reason` is short and of few values: it stands in the answer, the log and the metrics."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

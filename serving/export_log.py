@@ -18,7 +18,7 @@ import yaml
 
 from longtrail.errors import DatasetError, LongtrailError
 from longtrail.files import atomic_directory
-from serving.engine import FALLBACK_ARM
+from serving.lists import FALLBACK_ARM
 
 _ANSWERS = {
     "request_id": "VARCHAR",

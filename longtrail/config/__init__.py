@@ -44,7 +44,8 @@ from longtrail.config.retrieval_models import (
     TransformerSettings,
 )
 from longtrail.config.slots import AttentionSettings, BlossomSettings, DenseItemsSettings, FullAttentionSettings, ItemsSettings, RecJPQItemsSettings
-from longtrail.config.whole import ClusterSettings, Config, Model, PipelineSettings, ServingSettings, TrainingSettings, load_config, parse_config
+from longtrail.config.serving import ServingSettings
+from longtrail.config.whole import ClusterSettings, Config, Model, PipelineSettings, TrainingSettings, load_config, parse_config
 
 __all__ = [
     "ABTestSettings",

@@ -13,6 +13,7 @@ from longtrail.config.judging import ABTestSettings, EvaluationSettings, Selecti
 from longtrail.config.ranking_models import DINSettings, PopularityRankerSettings, RankerModel, SAMSettings
 from longtrail.config.retrieval import RetrievalSettings
 from longtrail.config.retrieval_models import PopularityRetrieverSettings, RetrieverModel, SASRecSettings
+from longtrail.config.serving import ServingSettings
 from longtrail.errors import ConfigError
 
 Model = Annotated[RetrieverModel | RankerModel, Field(discriminator="stage")]
@@ -30,17 +31,6 @@ class TrainingSettings(Settings):
     validation_targets_per_user: Positive | None = Field(
         20, description="retrieval: first next-items of each user that early stopping looks at; null is all. The step `evaluate` has its own setting"
     )
-
-
-class ServingSettings(Settings):
-    retrieve: Positive = Field(200, description="candidates that /recommend takes from the retriever")
-    max_candidates: Positive = 1_000
-    max_k: Positive = 200
-    max_events: Positive = 1_000
-    max_body_bytes: Positive = Field(1_048_576, description="a larger request is refused with 413")
-    explore_temperature: Annotated[float, Field(ge=0)] = Field(0.1, description="Plackett-Luce temperature; 0 always shows the best list")
-    threads: Positive = Field(1, description="CPU threads of the models for one request")
-    port: Annotated[int, Field(gt=0, lt=65536)] = 3000
 
 
 class PipelineSettings(Settings):

@@ -1,0 +1,18 @@
+"""Settings of the endpoint (`serving`)."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from longtrail.config.base import Positive, Settings
+
+
+class ServingSettings(Settings):
+    retrieve: Positive = Field(200, description="candidates that /recommend takes from the retriever")
+    max_candidates: Positive = 1_000
+    max_k: Positive = 200
+    max_events: Positive = 1_000
+    max_body_bytes: Positive = Field(1_048_576, description="a larger request is refused with 413")
+    explore_temperature: Annotated[float, Field(ge=0)] = Field(0.1, description="Plackett-Luce temperature; 0 always shows the best list")
+    threads: Positive = Field(1, description="CPU threads of the models for one request")
+    port: Annotated[int, Field(gt=0, lt=65536)] = 3000

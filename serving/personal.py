@@ -1,0 +1,75 @@
+"""A personal list: the user is read, candidates are retrieved, one pass of the arm's ranker scores them, its policy draws."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtrail.history import HistoryArrays
+from serving.arms import Arm
+from serving.clock import now
+from serving.lists import Shown
+from serving.policies import Chance
+
+Ints = NDArray[np.int64]
+Timer = Callable[[str], AbstractContextManager[object]]
+
+_ALL = 1 << 30
+
+
+class Read(Protocol):
+    """One read of B users."""
+
+    @property
+    def history(self) -> HistoryArrays: ...
+
+    @property
+    def totals_B(self) -> Ints: ...  # noqa: N802
+
+    @property
+    def statistics(self) -> dict[str, Ints]: ...
+
+
+class Online(Protocol):
+    """The online store (features.online.OnlineFeatures): thread-safe; an unknown user has no events. May raise serving.errors.Unavailable."""
+
+    def read(self, user_ids: Any, max_length: int, /) -> Read: ...
+
+    def append_events(self, user_ids: Any, item_ids: Any, action_ids: Any, times: Any, /) -> None: ...
+
+
+class PersonalLists:
+    """Thread-safe. Raises what the online store's `read` raises."""
+
+    def __init__(self, online: Online, timer: Timer, chance: Chance, *, retrieve: int) -> None:
+        """`retrieve` is how many candidates the retriever gives; `timer(stage)` is entered around features, retrieve and rank."""
+        self._online = online
+        self._timer = timer
+        self._chance = chance
+        self._retrieve = retrieve
+
+    def shown(self, arm: Arm, user_id: int, candidates: Ints | None, places: int) -> Shown:
+        """`places` of `candidates` for a user (dense id); None: of the retriever's choice, less all that the store knows they have seen."""
+        retrieved, scorer = candidates is None, arm.scorer
+        with self._timer("features"):
+            # What was seen must not be recommended, so all that is stored is read before retrieval; a ranker needs only what it looks at.
+            user = self._online.read(np.array([user_id]), _ALL if retrieved else scorer.ranker_history)
+            history = user.history
+        if candidates is None:
+            with self._timer("retrieve"):
+                candidates, _ = scorer.retrieve(history, self._retrieve, history.items_BL[0, : history.lengths_B[0]])
+        if not len(candidates):
+            return Shown.nothing(retrieved=retrieved)
+        with self._timer("rank"):
+            items_1C = candidates[None, :]
+            logits_C = scorer.logits(history, user.totals_B, user.statistics, items_1C, scorer.item_statistics(items_1C), np.array([now()]))[0]
+        columns, propensities = self._chance.draw(arm.policy, logits_C, places)
+        return Shown(
+            items=candidates[columns],
+            scores=1 / (1 + np.exp(-logits_C[columns])),
+            propensities=propensities,
+            candidates=candidates,
+            retrieved=retrieved,
+        )
