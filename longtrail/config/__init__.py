@@ -17,6 +17,7 @@ from longtrail.config.data import (
     WorldDataset,
 )
 from longtrail.config.judging import ABTestSettings, EvaluationSettings, SelectionSettings, StageSelection
+from longtrail.config.observing import LogSettings
 from longtrail.config.ranking_models import (
     DIENSettings,
     DINSettings,
@@ -43,8 +44,8 @@ from longtrail.config.retrieval_models import (
     SASRecSettings,
     TransformerSettings,
 )
-from longtrail.config.slots import AttentionSettings, BlossomSettings, DenseItemsSettings, FullAttentionSettings, ItemsSettings, RecJPQItemsSettings
 from longtrail.config.serving import ServingSettings
+from longtrail.config.slots import AttentionSettings, BlossomSettings, DenseItemsSettings, FullAttentionSettings, ItemsSettings, RecJPQItemsSettings
 from longtrail.config.whole import ClusterSettings, Config, Model, PipelineSettings, TrainingSettings, load_config, parse_config
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "IFASettings",
     "IngestSettings",
     "ItemsSettings",
+    "LogSettings",
     "MarkovSettings",
     "MeanPoolingSettings",
     "Model",
