@@ -115,9 +115,14 @@ def _faults(body: bytes) -> list[tuple[str, str]]:
     if isinstance(content, list):
         content = content[0] if content else {}
     if "detail" in content:
-        return [(_path(error["loc"]), _message(error)) for error in content["detail"]]
+        return faults_of(content["detail"])
     field, separator, message = str(content.get("error", "refused")).partition(": ")
     return [(field, message)] if separator else [("request", field)]
+
+
+def faults_of(errors: Iterable[Any]) -> list[tuple[str, str]]:
+    """Pydantic's errors as `refusal` takes them."""
+    return [(_path(error["loc"]), _message(error)) for error in errors]
 
 
 def _path(location: list[str | int]) -> str:

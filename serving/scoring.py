@@ -40,6 +40,11 @@ class Scorer:
         with torch.inference_mode():
             self._index = index or exact_index(retriever.module)
 
+    @property
+    def ranker(self) -> Ranker:
+        """The module itself, to be asked what it looks at."""
+        return self._ranker
+
     def item_statistics(self, items_BC: Ints) -> dict[str, Ints]:
         """ITEM_STATISTICS [B, C] of items as they stand at the end of the log."""
         return {name: getattr(self._catalogue, name)[items_BC] for name in ITEM_STATISTICS}

@@ -1,0 +1,1 @@
+"""The demo page: whose history, two arms' lists beside each other, and what of the history each item was chosen by."""
