@@ -44,10 +44,12 @@ class Metrics:
         self._answers = counter("longtrail_answers_total", "Lists answered; fallback is empty for a personal one", "endpoint", "arm", "fallback")
         self._refusals = counter("longtrail_refusals_total", "Requests answered with a status from 400", "endpoint", "status", "reason")
         self._events = counter("longtrail_events_total", "Events received, by what became of them", "outcome")
+        self._reads = counter("longtrail_store_reads_total", "Reads of the online store, by how they went", "outcome")
         self._changes = counter("longtrail_changes_total", "What happened to the service itself", "what", "outcome")
         self._log_lines = counter("longtrail_log_lines_total", "Lines of the structured log", "level")
         self._in_flight = gauge("longtrail_requests_in_flight", "Requests waiting for a thread, and in work", "state")
         self._ready = gauge("longtrail_ready", "1 where /readyz answers 200")
+        self._draining = gauge("longtrail_draining", "1 while the service finishes its requests before it stops")
         self._breaker = gauge("longtrail_breaker_state", "1 for the state a circuit breaker is in, 0 for the others", "breaker", "state")
         self._canary = gauge("longtrail_canary_share", "Share of the users that a canary arm has now", "arm")
         self._backlog = gauge("longtrail_backlog", "Things taken and not yet done in the background", "what")
@@ -118,7 +120,16 @@ class Metrics:
         """Something rare happened: (canary, stepped | rolled_back), (swap, done | refused), (breaker, opened | closed), (user_state, rebuilt), …"""
         self._changes.labels(self._bounded("what", what), self._bounded("outcome of change", outcome)).inc()
 
-    def breaker(self, name: str, state: str) -> None:
+    def refused(self, reason: str) -> None:
+        """Why the current request is refused, in a word of the code; counted with its status when it ends."""
+        if trace := current():
+            trace.reason = reason
+
+    def store_read(self, outcome: str) -> None:
+        """One read of the online store: ok, slow, down, avoided."""
+        self._reads.labels(self._bounded("store outcome", outcome)).inc()
+
+    def breaker(self, state: str, name: str = "online_store") -> None:
         """`state` is one of BREAKER_STATES."""
         for each in BREAKER_STATES:
             self._breaker.labels(self._bounded("breaker", name), each).set(float(each == state))
@@ -132,6 +143,10 @@ class Metrics:
 
     def ready(self, ready: bool) -> None:
         self._ready.set(float(ready))
+
+    def draining(self, draining: bool) -> None:
+        """The service stops: what is in work is finished, nothing new is taken."""
+        self._draining.set(float(draining))
 
     def serves(self, *, version: str, arm: str, ranker: str, retriever: str, features: str, code: str | None) -> None:
         """What is served from now on; what was served before is set to 0."""

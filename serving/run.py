@@ -33,6 +33,8 @@ def serve(
     folder = (state or Path(os.environ.get(STATE_VARIABLE) or "var/serving")).absolute()
     # BentoML 1.4 joins a relative path to itself, and changes into the Bento: both get absolute ones.
     environment = {**os.environ, **QUIET, STATE_VARIABLE: str(folder), "PYTHONPYCACHEPREFIX": str(folder / "pycache")}  # a Bento is not written to
+    # BentoML empties this folder's Prometheus files when it starts: those of another service on the machine must not stand there.
+    environment["BENTOML_HOME"] = str(folder / "bentoml" / str(port))
     environment.setdefault("NUMBA_CACHE_DIR", str(folder / "pycache" / "numba"))
     command = [sys.executable, "-m", "bentoml", "serve", str(bento.absolute()), "--host", host, "--port", str(port)]
     print(f"Serving {bento} on http://{host}:{port} (API docs there, too; state in {folder}). Ready in some 20 seconds; Ctrl-C stops it.", flush=True)

@@ -4,9 +4,6 @@ BentoML imports this file in its supervisor too, so nothing heavy is imported be
 """
 
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +15,8 @@ from longtrail.config import ServingSettings, load_config
 from longtrail.errors import LongtrailError
 from serving.errors import RequestError
 from serving.http import Gate, OwnFaultsOnly, docs_page
+from serving.logs import RequestLog, configure
+from serving.metrics import metrics
 from serving.schemas import Answer, EventsAnswer, EventsRequest, RankRequest, RecommendRequest
 
 ROOT = Path(__file__).resolve().parent.parent / "artifacts"
@@ -50,12 +49,9 @@ class Longtrail:
     """
 
     def __init__(self) -> None:
-        from prometheus_client import Counter, Histogram  # not before the worker set PROMETHEUS_MULTIPROC_DIR
-
-        self._answers = Counter("longtrail_answers_total", "Lists answered", ["endpoint", "arm", "fallback"])
-        self._events = Counter("longtrail_events_total", "Events received", ["outcome"])
-        buckets = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
-        self._stages = Histogram("longtrail_stage_seconds", "Time of each stage of a request", ["stage"], buckets=buckets)
+        configure(_settings().logs)
+        self._metrics = metrics()
+        self._metrics.ready(False)
         logging.getLogger("bentoml._internal.server.http_app").addFilter(OwnFaultsOnly())
         self._engine: Any = None
         try:
@@ -77,18 +73,20 @@ class Longtrail:
         torch.set_num_threads(artifacts.settings.threads)
         settings = StateSettings.from_environment()
         state = State(settings, artifacts.manifest.lineage.features)
-        engine = Engine(artifacts, state, OnlineFeatures(artifacts.snapshot, state=state.online), timer=self._stage)
+        engine = Engine(artifacts, state, OnlineFeatures(artifacts.snapshot, state=state.online), timer=self._metrics.stage)
         difference = engine.warm_up()
         logger.info("ready: arm %s, scores within %.1e of the offline ones, state in %s", artifacts.manifest.arm, difference, settings.folder)
+        lineage = artifacts.manifest.lineage
+        self._metrics.serves(
+            version=str(bentoml.server_context.bento_version or ""),
+            arm=artifacts.manifest.arm,
+            ranker=artifacts.manifest.ranker,
+            retriever=artifacts.manifest.retriever,
+            features=lineage.features[:12],
+            code=(lineage.code or "")[:12],
+        )
+        self._metrics.ready(True)
         return engine
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._stages.labels(name).observe(time.perf_counter() - start)
 
     def __is_ready__(self) -> bool:
         return self._engine is not None
@@ -107,16 +105,17 @@ class Longtrail:
     def events(self, request: EventsRequest, /) -> EventsAnswer:
         """Take what people did: on disk and in their histories when this answers. All or, where one is wrong, none."""
         answer = self._do("take_events", request)
-        self._events.labels("accepted").inc(answer.accepted)
-        self._events.labels("duplicate").inc(answer.duplicates)
+        self._metrics.events("accepted", answer.accepted)
+        self._metrics.events("duplicate", answer.duplicates)
         return answer
 
     def _answer(self, endpoint: str, request: Any) -> Any:
         answer = self._do(endpoint, request)
-        self._answers.labels(endpoint, answer.arm, answer.fallback or "").inc()
+        self._metrics.answered(endpoint, answer.arm, answer.fallback, answer=answer.request_id, items=len(answer.items))
         return answer
 
     def _do(self, method: str, request: Any) -> Any:
+        self._metrics.taken()
         if self._engine is None:
             raise ServiceUnavailable("not ready: see the service's log")
         try:
@@ -132,5 +131,9 @@ def _settings() -> ServingSettings:
 
 
 _service = cast(Any, Longtrail)  # what the decorator makes of the class
+_ENDPOINTS = {f"/{name}": name for name in ("recommend", "rank", "events")}
+_service.add_asgi_middleware(
+    RequestLog, endpoints=_ENDPOINTS, settings=_settings().logs, silent=frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+)
 _service.add_asgi_middleware(Gate, max_body_bytes=_settings().max_body_bytes, paths=("/recommend", "/rank", "/events"))
 _service.mount_asgi_app(docs_page(), path="/", name="api_docs")

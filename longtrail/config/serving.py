@@ -4,10 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from longtrail.config.base import Positive, Settings
+from longtrail.config.base import Positive
+from longtrail.config.guarding import GuardingSettings
+from longtrail.config.observing import LogSettings
 
 
-class ServingSettings(Settings):
+class ServingSettings(GuardingSettings):
     retrieve: Positive = Field(200, description="candidates that /recommend takes from the retriever")
     max_candidates: Positive = 1_000
     max_k: Positive = 200
@@ -16,3 +18,4 @@ class ServingSettings(Settings):
     explore_temperature: Annotated[float, Field(ge=0)] = Field(0.1, description="Plackett-Luce temperature; 0 always shows the best list")
     threads: Positive = Field(1, description="CPU threads of the models for one request")
     port: Annotated[int, Field(gt=0, lt=65536)] = 3000
+    logs: LogSettings = LogSettings()
