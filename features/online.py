@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.definitions import HISTORY, HISTORY_ARRAYS, SERVING, USER_VIEW
+from features.direct import Reader, RedisReader, Row, SQLiteReader, number, numbers
 from features.repository import ONLINE_FILE, FeatureStoreError, online_history_length, open_repository, quiet_feast, reachable
 from longtrail.files import atomic_file
 from longtrail.history import HistoryArrays
 from longtrail.schema import USER_STATISTICS
 
 Ints = NDArray[np.int64]
+_ALL = 1 << 30  # events: more than any history has
 _LOCK_SECONDS = 10  # a writer that died with Redis's lock holds up the others this long
 
 
@@ -35,6 +37,7 @@ class OnlineUsers:
     history: HistoryArrays
     totals_B: Ints
     statistics: dict[str, Ints]  # USER_STATISTICS, each [B]
+    seen: list[Ints]  # items of all stored events of each, oldest first; empty where they were not asked for
 
 
 class OnlineFeatures:
@@ -69,17 +72,21 @@ class OnlineFeatures:
         with quiet_feast():
             self._service = self._store.get_feature_service(SERVING)
             self._views = {name: self._store.get_feature_view(name) for name in (HISTORY, USER_VIEW)}
+            views = tuple(self._views.values())
+            self._reader: Reader = RedisReader(self._store, self._client, views) if self._redis else SQLiteReader(self._store, database, views)
         self.length = online_history_length(self._store)
         self.read([0], 1)  # connect now, not at the first request
 
-    def read(self, user_ids: Sequence[int] | Ints, max_length: int) -> OnlineUsers:
-        """The newest `max_length` events of each user, oldest first, and their counts, in one look-up."""
-        values, users = self._values(user_ids)
-        arrays = [[_array(values[name][b], max_length) for b in range(users)] for name in HISTORY_ARRAYS]
+    def read(self, user_ids: Sequence[int] | Ints, max_length: int, *, seen: bool = False) -> OnlineUsers:
+        """The newest `max_length` events of each user, oldest first, and their counts, in one look-up. `seen` gives all stored items too."""
+        with reachable(self._address):
+            rows = self._reader.rows(np.asarray(user_ids, dtype=np.int64).tolist())
+        items, actions, times = ([numbers(row.get(name), max_length) for row in rows] for name in HISTORY_ARRAYS)
         return OnlineUsers(
-            history=_padded(*arrays),
-            totals_B=_counts(values["history_length"]),
-            statistics={name: _counts(values[name]) for name in USER_STATISTICS},
+            history=_padded(items, actions, times),
+            totals_B=_counts("history_length", rows),
+            statistics={name: _counts(name, rows) for name in USER_STATISTICS},
+            seen=[numbers(row.get("items"), _ALL) for row in rows] if seen else [],
         )
 
     def history(self, user_ids: Sequence[int] | Ints, max_length: int) -> HistoryArrays:
@@ -88,8 +95,8 @@ class OnlineFeatures:
 
     def user_statistics(self, user_ids: Sequence[int] | Ints) -> dict[str, Ints]:
         """USER_STATISTICS and history_length (all events of the user), each int64 [B]."""
-        values, _ = self._values(user_ids)
-        return {name: _counts(values[name]) for name in ("history_length", *USER_STATISTICS)}
+        read = self.read(user_ids, 0)
+        return {"history_length": read.totals_B, **read.statistics}
 
     def append_events(self, user_ids: Sequence[int], item_ids: Sequence[int], action_ids: Sequence[int], times: Sequence[int]) -> None:
         """Put events (times in UTC µs) at the end of their users' histories, in the order given, which is the order they became available.
@@ -222,8 +229,8 @@ def _array(value: Any, max_length: int) -> Ints:
     return np.array(values[-max_length:] if len(values) > max_length else values, dtype=np.int64)
 
 
-def _counts(values: Any) -> Ints:
-    return np.fromiter((value.int64_val for value in values), dtype=np.int64, count=len(values))
+def _counts(name: str, rows: list[Row]) -> Ints:
+    return np.fromiter((number(row.get(name)) for row in rows), dtype=np.int64, count=len(rows))
 
 
 def _padded(items: list[Ints], actions: list[Ints], times: list[Ints]) -> HistoryArrays:
