@@ -16,6 +16,7 @@ from longtrail.config.data import (
     ValidationSettings,
     WorldDataset,
 )
+from longtrail.config.guarding import GateSettings, StopSettings, StoreSettings
 from longtrail.config.judging import ABTestSettings, EvaluationSettings, SelectionSettings, StageSelection
 from longtrail.config.observing import LogSettings
 from longtrail.config.ranking_models import (
@@ -67,6 +68,7 @@ __all__ = [
     "FeatureSettings",
     "FullAttentionSettings",
     "GRU4RecSettings",
+    "GateSettings",
     "IFASettings",
     "IngestSettings",
     "ItemsSettings",
@@ -93,6 +95,8 @@ __all__ = [
     "Settings",
     "SplitSettings",
     "StageSelection",
+    "StopSettings",
+    "StoreSettings",
     "TWINSettings",
     "TrainingSettings",
     "TransformerSettings",
