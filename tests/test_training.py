@@ -31,7 +31,7 @@ from longtrail.examples import FeatureSet, RankingBatches, TargetBatches, seen_i
 from longtrail.metrics import gauc, row_ndcg
 from longtrail.training import DivergedError, train
 from longtrail.training.checkpoints import Checkpoint, Progress, fingerprint
-from longtrail.training.loop import Share, accelerator_of
+from longtrail.training.loop import Share, accelerator_of, torchrun_shape
 from tests.toy import toy_features, toy_tables
 
 CPU = TrainingSettings(accelerator="cpu", threads=1)
@@ -353,6 +353,19 @@ def test_a_gpu_that_is_not_there_is_an_error() -> None:
 
 
 # ---------------------------------------------------------------- several processes
+
+
+def test_torchrun_says_how_many_devices_and_machines_there_are(monkeypatch: pytest.MonkeyPatch, features: FeatureSet) -> None:
+    assert torchrun_shape({}) is None
+    started = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
+    assert torchrun_shape(started) == (4, 2)
+    with pytest.raises(ConfigError, match="6 processes, 4 of them here"):
+        torchrun_shape(started | {"WORLD_SIZE": "6"})
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    assert accelerator_of(TrainingSettings(accelerator="cpu", devices=1)) == ("cpu", 4, "32-true")
+    with pytest.raises(ConfigError, match="popular: counts need no training on several processes"):
+        train(features, PopularityRetrieverSettings(), "popular", CPU, data="d")
 
 
 def test_shares_cover_all_batches_evenly() -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from longtrail.config import MarkovSettings, Model, PopularityRankerSettings, PopularityRetrieverSettings, TrainingSettings
+from longtrail.errors import ConfigError
 from longtrail.examples import FeatureSet, RankingBatches, SequenceBatches, TargetBatch, TargetBatches, seen_items
 from longtrail.models.registry import build_model
 from longtrail.models.store import LoadedModel, weights_hash
@@ -17,7 +18,7 @@ from longtrail.training.checkpoints import Checkpoint, Progress, Row, fingerprin
 from longtrail.training.continuing import continue_from
 from longtrail.training.interactions import transition_counts
 from longtrail.training.learners import Learner, RankerLearner, RetrieverLearner
-from longtrail.training.loop import EpochKeeper, Report, Share, accelerator_of, make_trainer, reproducible
+from longtrail.training.loop import EpochKeeper, Report, Share, accelerator_of, make_trainer, reproducible, torchrun_shape
 from longtrail.training.memory import freed_memory_is_kept
 from longtrail.training.starts import start
 
@@ -73,6 +74,8 @@ def train(
     with reproducible(training):
         module = build_model(settings, features.sizes)
         if isinstance(settings, PopularityRankerSettings | PopularityRetrieverSettings | MarkovSettings):
+            if (torchrun_shape() or (1, 1)) != (1, 1):
+                raise ConfigError(f"{name}: counts need no training on several processes; expected to be run without torchrun")
             return _fit_counts(module, features, settings, training, metric=metric, report=report)
         parts: dict[str, Any] = {
             "settings": settings.model_dump(mode="json"),
@@ -204,4 +207,5 @@ def is_main_process() -> bool:
 
 def _place(training: TrainingSettings) -> str:
     accelerator, devices, precision = accelerator_of(training)
-    return f"{devices} × {accelerator}, {precision}"
+    machines = (torchrun_shape() or (devices, 1))[1]
+    return f"{f'{machines} × ' if machines > 1 else ''}{devices} × {accelerator}, {precision}"

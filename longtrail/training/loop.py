@@ -1,10 +1,11 @@
 """The loop around a learner: Lightning's trainer with early stopping, best weights, resume files and progress."""
 
 import logging
+import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -159,26 +160,44 @@ def _seed(seed: int, epoch: int, rank: int) -> int:
     return int(torch.randint(2**62, (1,), generator=generator))
 
 
+def torchrun_shape(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
+    """(processes on this machine, machines) where torchrun started this process, as its environment says; None where it did not."""
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return None
+    local, world = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
+    if world % local:
+        raise ConfigError(f"torchrun: {world} processes, {local} of them here; expected as many on every machine")
+    return local, world // local
+
+
 def accelerator_of(training: TrainingSettings) -> tuple[str, int, str]:
-    """Lightning's accelerator, devices and precision. Raises ConfigError where a GPU is asked for and not there."""
+    """Lightning's accelerator, devices and precision. Raises ConfigError where a GPU is asked for and not there.
+
+    Under torchrun the devices are its processes of this machine, whatever `training.devices` says: it has started them already.
+    """
     cuda = torch.cuda.is_available()
     if training.accelerator == "gpu" and not cuda:
         raise ConfigError("training.accelerator: gpu, but torch sees no GPU; expected cpu or auto on this machine")
     on_gpu = cuda and training.accelerator != "cpu"
-    if on_gpu and training.devices > torch.cuda.device_count():
-        raise ConfigError(f"training.devices: {training.devices}, but torch sees {torch.cuda.device_count()} GPU(s)")
-    # Where auto found no GPU, the number was meant for GPUs.
-    devices = training.devices if on_gpu or training.accelerator == "cpu" else 1
+    started = torchrun_shape()
+    asked = training.devices if started is None else started[0]
+    if on_gpu and asked > torch.cuda.device_count():
+        name = "training.devices" if started is None else "torchrun's processes of this machine"
+        raise ConfigError(f"{name}: {asked}, but torch sees {torch.cuda.device_count()} GPU(s)")
+    # Where auto found no GPU, the setting was meant for GPUs.
+    devices = asked if on_gpu or started is not None or training.accelerator == "cpu" else 1
     bf16 = training.precision == "bf16" or (training.precision == "auto" and on_gpu)
     return "gpu" if on_gpu else "cpu", devices, "bf16-mixed" if bf16 else "32-true"
 
 
 def make_trainer(training: TrainingSettings, callbacks: Sequence[Callback], epochs: int) -> lightning.Trainer:
     accelerator, devices, precision = accelerator_of(training)
+    machines = (torchrun_shape() or (devices, 1))[1]
     return lightning.Trainer(
         accelerator=accelerator,
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        num_nodes=machines,
+        strategy="ddp" if devices * machines > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]
         max_epochs=epochs,
         gradient_clip_val=training.gradient_clip,

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -158,17 +159,40 @@ def test_a_killed_step_resumes_and_ends_as_if_it_had_never_been_killed(toy_featu
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
+def arguments_of(folder: Path, features: Path, training: dict[str, object]) -> list[str]:
+    params = write_params(folder / "params.yaml", training=training, din={"max_epochs": 2})
+    arguments = ["--model", "din", "--features", features, "--params", params, "--out", folder / "din", "--checkpoints", folder / "ck"]
+    return [str(argument) for argument in arguments]
+
+
 def test_two_processes_train_one_model_and_write_it_once(toy_features_folder: Path, tmp_path: Path) -> None:
     """Lightning starts this very command again for the second process; gloo on the CPU stands in for several GPUs."""
-    params = write_params(tmp_path / "params.yaml", training={"devices": 2}, din={"max_epochs": 2})
-    arguments = ["--model", "din", "--features", toy_features_folder, "--params", params, "--out", tmp_path / "din", "--checkpoints", tmp_path / "ck"]
-    done = subprocess.run([*STEP, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    arguments = arguments_of(tmp_path, toy_features_folder, {"devices": 2})
+    done = subprocess.run([*STEP, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr.count("epoch 2/2: loss") == 1
     weights = load_model(tmp_path / "din").module.state_dict()
     assert all(bool(torch.isfinite(value).all()) for value in weights.values())
     assert len(rows_of(tmp_path / "din" / "learning_curve.csv")) == 2
     assert list((tmp_path / "ck").iterdir()) == []
+
+    # torchrun on two "machines", as Kubeflow's trainer starts it, with the settings of one device: the same curve and the same weights, to the bit.
+    again = tmp_path / "torchrun"
+    again.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(probe.getsockname()[1])}
+    command = [sys.executable, "-m", "torch.distributed.run", *STEP[1:], *arguments_of(again, toy_features_folder, {})]
+    machines = [
+        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, **place, "PET_NODE_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    told = [machine.communicate(timeout=240)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(told)[-4000:]
+    assert "2 × 1 × cpu" in told[0] and "epoch 2/2: loss" in told[0] and "epoch 2/2: loss" not in told[1]
+    for file in ("learning_curve.csv", "model.safetensors"):
+        assert (again / "din" / file).read_bytes() == (tmp_path / "din" / file).read_bytes()
+    assert list((again / "ck").iterdir()) == []
 
 
 def test_dvclive_shows_every_epoch_and_makes_no_dvc_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
