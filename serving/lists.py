@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from longtrail.catalogue import Catalogue
 from longtrail.statistics import smoothed_rate
+from serving.evidence import Evidence
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -25,6 +26,7 @@ class Shown:
     candidates: Ints
     fallback: str | None = None  # why the list is not personal
     retrieved: bool = False  # by the retriever, not given by the caller
+    evidence: Evidence | None = None  # what its scores were made of
 
     @classmethod
     def nothing(cls, *, retrieved: bool) -> "Shown":

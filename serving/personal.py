@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from longtrail.history import HistoryArrays
 from serving.arms import Arm
 from serving.clock import now
+from serving.evidence import Evidence
 from serving.lists import Shown
 from serving.policies import Chance
 
@@ -63,8 +64,9 @@ class PersonalLists:
         if not len(candidates):
             return Shown.nothing(retrieved=retrieved)
         with self._timer("rank"):
-            items_1C = candidates[None, :]
-            logits_C = scorer.logits(history, user.totals_B, user.statistics, items_1C, scorer.item_statistics(items_1C), np.array([now()]))[0]
+            items_1C, time = candidates[None, :], now()
+            item_statistics = scorer.item_statistics(items_1C)
+            logits_C = scorer.logits(history, user.totals_B, user.statistics, items_1C, item_statistics, np.array([time]))[0]
         columns, propensities = self._chance.draw(arm.policy, logits_C, places)
         return Shown(
             items=candidates[columns],
@@ -72,4 +74,7 @@ class PersonalLists:
             propensities=propensities,
             candidates=candidates,
             retrieved=retrieved,
+            evidence=Evidence(
+                time=time, history=history, total=int(user.totals_B[0]), user=user.statistics, items=item_statistics, logits_C=logits_C
+            ),
         )
