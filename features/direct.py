@@ -6,9 +6,9 @@ the store is Feast's (its tables, keys and protobuf values), and so is all that 
 B users asked for. A value is a serialised `feast.types.Value`: int64_val, or int64_list_val with its numbers packed as varints.
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,42 @@ class Reader(Protocol):
         ...
 
 
+class Connections:
+    """Connections to a SQLite file, opened as they are needed and used again: one thread has one at a time."""
+
+    def __init__(self, database: Path, *pragmas: str) -> None:
+        self._database = database
+        self._pragmas = pragmas
+        self._free: list[sqlite3.Connection] = []
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[sqlite3.Connection]:
+        """Raises FeatureStoreError in place of SQLite's errors; a connection that met one is not used again."""
+        connection = None
+        try:
+            connection = self._taken()
+            yield connection
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise FeatureStoreError(f"{self._database}: {error}; expected the online store that build_features materialises") from error
+            raise
+        self._free.append(connection)
+
+    def _taken(self) -> sqlite3.Connection:
+        with contextlib.suppress(IndexError):  # another thread may take the last one
+            return self._free.pop()
+        connection = sqlite3.connect(self._database, timeout=_WAIT, check_same_thread=False, isolation_level=None)
+        for pragma in self._pragmas:
+            connection.execute(pragma)
+        return connection
+
+    def close(self) -> None:
+        while self._free:
+            self._free.pop().close()
+
+
 class SQLiteReader:
     """Connections of its own, so that readers wait neither for each other nor (in WAL mode) for a writer."""
 
@@ -41,15 +77,14 @@ class SQLiteReader:
         """`store` is the `feast.FeatureStore` whose online store is the file `database`."""
         from feast.infra.online_stores.sqlite import _quote_id, _table_id
 
-        self._database = database
-        self._key = _key_maker()
+        self._connections = Connections(database, "PRAGMA query_only = 1")
+        self._key = key_maker()
         self._tables = [_quote_id(_table_id(store.project, view, store.config.registry.enable_online_feature_view_versioning)) for view in views]
-        self._free: list[sqlite3.Connection] = []
 
     def rows(self, user_ids: Sequence[int]) -> list[Row]:
         keys = [self._key(user) for user in user_ids]
         found: dict[bytes, Row] = {key: {} for key in keys}
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             for start in range(0, len(keys), _USERS):
                 part = keys[start : start + _USERS]
                 places = ",".join("?" * len(part))
@@ -58,30 +93,6 @@ class SQLiteReader:
                 for key, name, value in connection.execute(query, part * len(self._tables)):
                     found[key][name] = value
         return [found[key] for key in keys]
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        try:
-            connection = self._free.pop()
-        except IndexError:
-            connection = self._opened()
-        try:
-            yield connection
-        except sqlite3.Error as error:
-            connection.close()
-            raise FeatureStoreError(f"{self._database}: {error}; expected the online store that build_features materialises") from error
-        except BaseException:
-            connection.close()
-            raise
-        self._free.append(connection)
-
-    def _opened(self) -> sqlite3.Connection:
-        try:
-            connection = sqlite3.connect(self._database, timeout=_WAIT, check_same_thread=False, isolation_level=None)
-            connection.execute("PRAGMA query_only = 1")
-            return connection
-        except sqlite3.Error as error:
-            raise FeatureStoreError(f"{self._database}: {error}; expected the online store that build_features materialises") from error
 
 
 class RedisReader:
@@ -93,7 +104,7 @@ class RedisReader:
         from feast.infra.online_stores.redis import _versioned_fv_name
 
         self._client = client
-        self._key = _key_maker()
+        self._key = key_maker()
         self._project = store.project.encode()
         fields = {field.name: _mmh3(f"{_versioned_fv_name(view, store.config)}:{field.name}") for view in views for field in view.features}
         self._names, self._fields = tuple(fields), tuple(fields.values())
@@ -177,7 +188,7 @@ def _varints(packed: NDArray[np.uint8], most: int) -> Ints:
     return found.view(np.int64)
 
 
-def _key_maker() -> Callable[[int], bytes]:
+def key_maker() -> Callable[[int], bytes]:
     """Feast's entity key of a user id (serialisation version 3), which ends with the id's eight bytes."""
     from feast.infra.key_encoding_utils import serialize_entity_key
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey

@@ -113,8 +113,9 @@ def test_readers_do_not_wait_for_a_writer(sqlite_features: Path, tmp_path: Path)
 def test_a_store_that_is_no_database_is_named(sqlite_features: Path, tmp_path: Path) -> None:
     online = OnlineFeatures(sqlite_features / "feast", state=tmp_path)
     (database,) = tmp_path.glob("*.db")
-    online._reader._database = tmp_path / "gone" / "x.db"  # type: ignore[attr-defined]
-    online._reader._free.clear()  # type: ignore[attr-defined]
+    connections = online._reader._connections  # type: ignore[attr-defined]
+    connections.close()
+    connections._database = tmp_path / "gone" / "x.db"
     with pytest.raises(FeatureStoreError, match=r"gone/x\.db"):
         online.read([3], 1)
     assert database.exists()
