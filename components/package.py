@@ -18,11 +18,12 @@ from components.command import QUIET, run
 from components.train import git_commit
 from longtrail.config import Config, load_config
 from longtrail.errors import ModelError
-from longtrail.files import atomic_directory, hash_path, read_json, write_json
+from longtrail.files import atomic_directory, hash_files, hash_path, read_json, write_json
 
 log = logging.getLogger("package")
 
 SOURCES = ("longtrail", "features", "serving")
+SUFFIXES = {".py", ".html", ".css", ".js", ".svg"}  # code, and the files of the demo page
 # What the endpoint imports at run time, and nothing that only the pipeline needs (kfp, great-expectations, dvc, lightning).
 REQUIREMENTS = (
     "torch",
@@ -66,7 +67,8 @@ def package(
         artifacts = stage / "artifacts"
         write_artifacts(artifacts, config=config, champion=champion, features=features, params=params, choice=choice, lineage=lineage)
         write_parity(artifacts / "parity.parquet", features, retriever=champion / "retriever", ranker=champion / choice["folder"])
-        labels = {**choice["labels"], **{name: value or "" for name, value in lineage.items()}}
+        lineage_labels = {name: value or "" for name, value in lineage.items()}
+        labels = {**choice["labels"], **lineage_labels, "manifest": seal(artifacts)}
         built = build(stage, home=Path(workshop) / "home", version=_version(lineage, choice), labels=labels)
         difference = check_scores(built)
         with atomic_directory(bento) as aside:
@@ -114,10 +116,10 @@ def lineage_of(config: Config, *, features: Path, tables: Path, validation: Path
 
 
 def copy_sources(stage: Path) -> None:
-    """The Python files of SOURCES."""
+    """The files of SOURCES with SUFFIXES."""
     root = Path(__file__).resolve().parent.parent
     for name in SOURCES:
-        for file in sorted((root / name).rglob("*.py")):
+        for file in sorted(file for file in (root / name).rglob("*.*") if file.suffix in SUFFIXES):
             target = stage / file.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
@@ -209,6 +211,14 @@ def write_parity(path: Path, features: Path, *, retriever: Path, ranker: Path) -
     with torch.inference_mode():
         index = exact_index(retrieval.module)
         pq.write_table(pa.Table.from_pylist([row(int(request)) for request in chosen]), path)
+
+
+def seal(artifacts: Path) -> str:
+    """Write the hash of every file into the manifest (serving.integrity checks them); returns SHA-256 (hex) of the manifest itself."""
+    manifest = artifacts / "manifest.json"
+    files = {name: hashed for name, hashed in hash_files(artifacts).items() if name != manifest.name}
+    write_json(manifest, {**read_json(manifest), "files": files})
+    return hash_path(manifest)
 
 
 def requirements() -> list[str]:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,19 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def hash_files(folder: Path, *, threads: int = 2) -> dict[str, str]:
+    """SHA-256 (hex) of each file below `folder`, by its path from there (with /), in order. Links are followed; __pycache__ is left out.
+
+    `threads` files at once: hashing leaves the interpreter free.
+    """
+    folder = Path(folder)
+    found = [Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names]
+    files = sorted(path for path in found if "__pycache__" not in path.relative_to(folder).parts)
+    with ThreadPoolExecutor(threads) as pool:
+        hashes = list(pool.map(hash_path, files))
+    return {file.relative_to(folder).as_posix(): hashed for file, hashed in zip(files, hashes, strict=True)}
 
 
 def hash_path(path: Path) -> str:

@@ -25,6 +25,7 @@ from longtrail.models.contracts import Sizes
 from longtrail.models.store import LoadedModel, check_fits, load_model
 from longtrail.retrieval.exact import load_index
 from longtrail.retrieval.index import Index
+from serving.integrity import check_files, check_labels
 
 ARTIFACTS = "artifacts"
 
@@ -59,6 +60,7 @@ class Manifest(BaseModel):
     users: int
     sizes: Sizes
     lineage: Lineage
+    files: dict[str, str]  # SHA-256 (hex) of every other file of `artifacts`, by its path from there
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -87,8 +89,10 @@ class Artifacts:
 
     @classmethod
     def open(cls, folder: Path) -> "Artifacts":
-        """Raises ModelError where a model does not fit the catalogue, the actions or the manifest; ConfigError, HistoryError for damaged files."""
+        """Raises ModelError where a file is not the one that was packaged, or a model does not fit the catalogue, the actions or the manifest."""
         manifest = Manifest.read(folder / "manifest.json")
+        check_labels(folder, manifest)
+        check_files(folder, manifest.files)
         config = load_config(folder / "params.yaml")
         retriever = load_model(folder / "retriever")
         opened = cls(

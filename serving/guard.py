@@ -171,7 +171,7 @@ class Guarded:
 
 
 class _Threads:
-    """A few threads that run functions. Daemons, unlike ThreadPoolExecutor's: one that a silent store holds must not keep the process from exiting."""
+    """A few threads that run functions. Daemons, unlike ThreadPoolExecutor's: a silent store must not keep the process from exiting."""
 
     def __init__(self, count: int) -> None:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
