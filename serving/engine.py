@@ -12,13 +12,14 @@ from contextlib import nullcontext
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.answer_log import LoggedAnswer
 from serving.arms import Arm
 from serving.artifacts import Artifacts
 from serving.clock import now
 from serving.errors import RequestError, Unavailable
+from serving.evidence import Sampler, build_name
 from serving.intake import Intake, Listener
 from serving.lists import FALLBACK_ARM, UNKNOWN_USER, PopularLists, Shown
-from serving.log import LoggedAnswer
 from serving.parity import ELSEWHERE, FILE, check_parity
 from serving.personal import Online, PersonalLists, Timer
 from serving.policies import Best, Chance, Exploring
@@ -62,6 +63,7 @@ class Engine:
         self._arm = Arm(name=artifacts.manifest.arm, model=artifacts.manifest.ranker, scorer=self.scorer, policy=policy)
         self.popular = PopularLists(artifacts.catalogue, artifacts.manifest.prior_click_rate)
         self.personal = PersonalLists(online, self._timer, Chance(seed), retrieve=self._settings.retrieve)
+        self._evidence = Sampler(self._settings.evidence, build_name(artifacts.folder))
         self.intake = Intake(
             users=self.users,
             catalogue=artifacts.catalogue,
@@ -115,6 +117,7 @@ class Engine:
             request_id=uuid.uuid4().hex,
             user_id=user_key,
             arm=arm.name if personal else FALLBACK_ARM,
+            policy=arm.policy.name if personal else Best.name,
             model=arm.model if personal else None,
             retriever=self._artifacts.manifest.retriever if shown.retrieved else None,
             fallback=shown.fallback,
@@ -126,12 +129,15 @@ class Engine:
                     request_id=answer.request_id,
                     user=user_key,
                     timestamp=now(),
-                    policy=answer.arm,
+                    arm=answer.arm,
+                    assigned=arm.name,
+                    policy=answer.policy,
                     model=answer.model,
                     fallback=answer.fallback,
                     items=[keys[item] for item in shown.items.tolist()],
                     propensities=shown.propensities.tolist(),
                     candidates=[keys[item] for item in shown.candidates.tolist()],
+                    evidence=self._evidence.entry(answer.request_id, shown.evidence),
                 )
             )
         return answer

@@ -18,17 +18,10 @@ import yaml
 
 from longtrail.errors import DatasetError, LongtrailError
 from longtrail.files import atomic_directory
+from serving.answer_log import ANSWERS
 from serving.lists import FALLBACK_ARM
+from serving.segments import SHOWN, load_answers, quoted
 
-_ANSWERS = {
-    "request_id": "VARCHAR",
-    "user": "VARCHAR",
-    "timestamp": "BIGINT",
-    "policy": "VARCHAR",
-    "items": "VARCHAR[]",
-    "propensities": "DOUBLE[]",
-    "candidates": "VARCHAR[]",
-}
 _EVENTS = {
     "event_id": "VARCHAR",
     "user": "VARCHAR",
@@ -60,25 +53,21 @@ def export_log(state: Path, out: Path, *, fallback: bool = False) -> Exported:
     """
     import duckdb
 
-    answers, events = state / "log" / "answers.jsonl", state / "log" / "events.csv"
-    for file in (answers, events):
-        if not file.exists():
-            raise DatasetError(f"{file}: no such file; expected the log of a service whose state folder is {state}")
+    events = state / "log" / "events.csv"
+    for place in (state / "log" / ANSWERS, events):
+        if not place.exists():
+            raise DatasetError(f"{place}: not there; expected the log of a service whose state folder is {state}")
     with duckdb.connect() as connection, atomic_directory(out) as aside:
-        torn = _read(connection, answers, events)
+        torn = load_answers(connection, state) + _read_events(connection, events)
         connection.execute("SET TimeZone = 'UTC'")
-        kept = "" if fallback else f"WHERE policy <> '{FALLBACK_ARM}'"
+        kept = "" if fallback else f"WHERE arm <> '{FALLBACK_ARM}'"
         connection.execute(f"CREATE VIEW lists AS SELECT * FROM answers {kept}")
-        connection.execute(
-            "CREATE VIEW shown AS SELECT request_id, user, timestamp, policy, unnest(items) AS item, unnest(propensities) AS propensity, "
-            "generate_subscripts(items, 1)::INTEGER AS position FROM lists"
-        )
+        connection.execute(f"CREATE VIEW shown AS {SHOWN} FROM lists")
         connection.execute("CREATE TABLE clicked AS SELECT DISTINCT request, item FROM events WHERE request IS NOT NULL")
         impressions = _write(
             connection,
-            "SELECT s.user, s.item, make_timestamptz(s.timestamp) AS timestamp, (c.item IS NOT NULL)::TINYINT AS click, s.request_id AS request, "
-            "s.position, s.propensity, s.policy FROM shown s LEFT JOIN clicked c ON c.request = s.request_id AND c.item = s.item "
-            "ORDER BY s.timestamp, s.request_id, s.position",
+            "SELECT s.user, s.item, s.timestamp, (c.item IS NOT NULL)::TINYINT AS click, s.request, s.position, s.propensity, s.policy "
+            "FROM shown s LEFT JOIN clicked c ON c.request = s.request AND c.item = s.item ORDER BY s.timestamp, s.request, s.position",
             aside / "impressions.parquet",
         )
         candidates = _write(
@@ -89,30 +78,24 @@ def export_log(state: Path, out: Path, *, fallback: bool = False) -> Exported:
         others = _write(
             connection,
             "SELECT user, item, make_timestamptz(timestamp) AS timestamp, action, value, make_timestamptz(written_at) AS written_at FROM events e "
-            "WHERE NOT EXISTS (FROM shown s WHERE s.request_id = e.request AND s.item = e.item) ORDER BY written_at",
+            "WHERE NOT EXISTS (FROM shown s WHERE s.request = e.request AND s.item = e.item) ORDER BY written_at",
             aside / "events.parquet",
         )
-        clicks = _count(connection, f"FROM read_parquet('{_quoted(aside / 'impressions.parquet')}') WHERE click = 1")
-        stray = _count(connection, "FROM clicked c WHERE NOT EXISTS (FROM shown s WHERE s.request_id = c.request AND s.item = c.item)")
+        clicks = _count(connection, f"FROM read_parquet({quoted(aside / 'impressions.parquet')}) WHERE click = 1")
+        stray = _count(connection, "FROM clicked c WHERE NOT EXISTS (FROM shown s WHERE s.request = c.request AND s.item = c.item)")
         (aside / "dataset.yaml").write_text(yaml.safe_dump(_dataset(out, events=others > 0), sort_keys=False), encoding="utf-8")
     return Exported(impressions=impressions, clicks=clicks, candidates=candidates, events=others, clicks_without_impression=stray, torn_lines=torn)
 
 
-def _read(connection: Any, answers: Path, events: Path) -> int:
-    """Tables `answers` and `events`; returns how many lines were no rows."""
-    columns = ", ".join(f"{name}: '{kind}'" for name, kind in _ANSWERS.items())
-    connection.execute(
-        f"CREATE TABLE answers AS SELECT * FROM read_json('{_quoted(answers)}', format = 'newline_delimited', ignore_errors = true, "
-        f"maximum_object_size = 67108864, columns = {{{columns}}}) WHERE request_id IS NOT NULL"
-    )
+def _read_events(connection: Any, events: Path) -> int:
+    """Table `events`; returns how many lines were no rows."""
     columns = ", ".join(f"'{name}': '{kind}'" for name, kind in _EVENTS.items())
     connection.execute(
-        f"CREATE TABLE events AS SELECT * FROM read_csv('{_quoted(events)}', header = true, delim = ',', quote = '\"', escape = '\"', "
+        f"CREATE TABLE events AS SELECT * FROM read_csv({quoted(events)}, header = true, delim = ',', quote = '\"', escape = '\"', "
         f"nullstr = '', allow_quoted_nulls = false, auto_detect = false, ignore_errors = true, parallel = false, columns = {{{columns}}}) "
         "WHERE user IS NOT NULL AND written_at IS NOT NULL"
     )
-    lines = sum(_lines(file) for file in (answers, events)) - 1  # the header
-    return lines - _count(connection, "FROM answers") - _count(connection, "FROM events")
+    return _lines(events) - 1 - _count(connection, "FROM events")  # 1: the header
 
 
 def _lines(path: Path) -> int:
@@ -122,16 +105,12 @@ def _lines(path: Path) -> int:
 
 
 def _write(connection: Any, query: str, path: Path) -> int:
-    connection.execute(f"COPY ({query}) TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)")
-    return _count(connection, f"FROM read_parquet('{_quoted(path)}')")
+    connection.execute(f"COPY ({query}) TO {quoted(path)} (FORMAT parquet, COMPRESSION zstd)")
+    return _count(connection, f"FROM read_parquet({quoted(path)})")
 
 
 def _count(connection: Any, rows: str) -> int:
     return int(connection.execute(f"SELECT count(*) {rows}").fetchone()[0])
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
 
 
 def _dataset(out: Path, *, events: bool) -> dict[str, Any]:

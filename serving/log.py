@@ -1,13 +1,10 @@
-"""The service's memory on disk: two append-only files that only ever grow by whole lines.
+"""The service's memory on disk: append-only files that only ever grow by whole lines.
 
-`answers.jsonl`  one line an answer: the list shown, its propensities, and every candidate that was scored. One line, so that a request is logged
-                 whole or not at all; `python -m serving.export_log` makes the rows of the impressions schema of it.
 `events.csv`     one line an event, in a layout that `components.ingest` reads as it is (EVENT_COLUMNS); on disk (fsync) before it is acknowledged.
 """
 
 import csv
 import io
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -42,6 +39,11 @@ class AppendLog:
         if durable:
             os.fsync(self._descriptor)
 
+    @property
+    def descriptor(self) -> int:
+        """Of the open file: for locks."""
+        return self._descriptor
+
     def close(self) -> None:
         os.close(self._descriptor)
 
@@ -59,21 +61,6 @@ def _whole_lines(descriptor: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggedAnswer:
-    """One answer as it is logged. Keys are raw; `timestamp` is UTC microseconds; lists run from position 1."""
-
-    request_id: str
-    user: str
-    timestamp: int
-    policy: str
-    model: str | None
-    fallback: str | None
-    items: Sequence[str]
-    propensities: Sequence[float]
-    candidates: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
 class LoggedEvent:
     """One event as it is logged: a row of EVENT_COLUMNS, times in UTC microseconds."""
 
@@ -85,19 +72,6 @@ class LoggedEvent:
     value: float | None
     request: str | None
     written_at: int
-
-
-class AnswerLog:
-    """`answers.jsonl`. Flushed to the system, not synced: a crash of the machine may lose the last answers, a crash of the service none."""
-
-    def __init__(self, folder: Path) -> None:
-        self._log = AppendLog(folder / "answers.jsonl")
-
-    def append(self, answer: LoggedAnswer) -> None:
-        self._log.append(json.dumps(vars(answer), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n", durable=False)
-
-    def close(self) -> None:
-        self._log.close()
 
 
 class EventLog:

@@ -92,7 +92,8 @@ class Answer(BaseModel):
 
     request_id: str = Field(description="name it in /events when the user clicks")
     user_id: str = Field(description="the user's raw key, as asked")
-    arm: str = Field(description="the policy that chose the list; `policy` in the log")
+    arm: str = Field(description="the arm that chose the list: the column `policy` of the impressions that the log becomes")
+    policy: str = Field(description="how the list was drawn from the scores: best, plackett_luce(TEMPERATURE), epsilon_greedy(EPSILON)")
     model: str | None = Field(description="the ranker whose scores these are; null in a fallback")
     retriever: str | None = Field(description="the retriever that chose the candidates; null where they were given or in a fallback")
     fallback: str | None = Field(description="why the list is not personal ('unknown user'), else null")

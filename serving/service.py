@@ -72,7 +72,7 @@ class Longtrail:
         artifacts = Artifacts.open(ROOT)
         torch.set_num_threads(artifacts.settings.threads)
         settings = StateSettings.from_environment()
-        state = State(settings, artifacts.manifest.lineage.features)
+        state = State(settings, artifacts.manifest.lineage.features, artifacts.settings.answer_log)
         engine = Engine(artifacts, state, OnlineFeatures(artifacts.snapshot, state=state.online), timer=self._metrics.stage)
         difference = engine.warm_up()
         logger.info("ready: arm %s, scores within %.1e of the offline ones, state in %s", artifacts.manifest.arm, difference, settings.folder)

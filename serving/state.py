@@ -1,7 +1,7 @@
 """Where the service keeps what changes. A Bento is read-only; everything that a running service writes stands in one folder of its own.
 
 `$LONGTRAIL_STATE/`            default: var/serving in the folder the service was started from
-  log/                         answers.jsonl, events.csv: one for all Bentos, never rewritten
+  log/                         answers/ (serving.answer_log), events.csv: one for all Bentos, never rewritten
   online/FEATURES_HASH/        one for each build of the features: histories (a copy of the Bento's snapshot, then kept up to date), new_users.csv
 """
 
@@ -13,8 +13,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from longtrail.config import AnswerLogSettings
 from longtrail.errors import ConfigError
-from serving.log import AnswerLog, AppendLog, EventLog
+from serving.answer_log import AnswerLog
+from serving.log import AppendLog, EventLog
 
 STATE_VARIABLE = "LONGTRAIL_STATE"
 
@@ -44,9 +46,9 @@ class StateSettings(BaseModel):
 class State:
     """The open state folder: the two logs, the place of the histories, and users met since the features were built."""
 
-    def __init__(self, settings: StateSettings, features_hash: str) -> None:
+    def __init__(self, settings: StateSettings, features_hash: str, answer_log: AnswerLogSettings | None = None) -> None:
         folder = settings.folder
-        self.answers = AnswerLog(folder / "log")
+        self.answers = AnswerLog(folder / "log", answer_log)
         self.events = EventLog(folder / "log")
         self.online = folder / "online" / features_hash[:16]
         self._users = AppendLog(self.online / "new_users.csv", header="user,user_id\n")

@@ -16,9 +16,20 @@ from longtrail.config.data import (
     ValidationSettings,
     WorldDataset,
 )
+from longtrail.config.experiments import (
+    AnswerLogSettings,
+    ArmSettings,
+    BestDraw,
+    CanarySettings,
+    Draw,
+    EpsilonGreedyDraw,
+    ExperimentSettings,
+    PlackettLuceDraw,
+    ShadowSettings,
+)
 from longtrail.config.guarding import GateSettings, StopSettings, StoreSettings
 from longtrail.config.judging import ABTestSettings, EvaluationSettings, SelectionSettings, StageSelection
-from longtrail.config.observing import LogSettings
+from longtrail.config.observing import EvidenceSettings, LogSettings
 from longtrail.config.ranking_models import (
     DIENSettings,
     DINSettings,
@@ -51,20 +62,28 @@ from longtrail.config.whole import ClusterSettings, Config, Model, PipelineSetti
 
 __all__ = [
     "ABTestSettings",
+    "AnswerLogSettings",
+    "ArmSettings",
     "AttentionSettings",
     "BERT4RecSettings",
+    "BestDraw",
     "BlossomSettings",
+    "CanarySettings",
     "ClusterSettings",
     "Config",
     "DIENSettings",
     "DINSettings",
     "Dataset",
     "DenseItemsSettings",
+    "Draw",
     "ETASettings",
     "EncoderSettings",
+    "EpsilonGreedyDraw",
     "EvaluationSettings",
     "EventColumns",
     "EventLogDataset",
+    "EvidenceSettings",
+    "ExperimentSettings",
     "FeatureSettings",
     "FullAttentionSettings",
     "GRU4RecSettings",
@@ -79,6 +98,7 @@ __all__ = [
     "MovieLensDataset",
     "OpenBanditDataset",
     "PipelineSettings",
+    "PlackettLuceDraw",
     "PopularityRankerSettings",
     "PopularityRetrieverSettings",
     "RankerModel",
@@ -93,6 +113,7 @@ __all__ = [
     "SelectionSettings",
     "ServingSettings",
     "Settings",
+    "ShadowSettings",
     "SplitSettings",
     "StageSelection",
     "StopSettings",

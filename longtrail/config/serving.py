@@ -5,8 +5,9 @@ from typing import Annotated
 from pydantic import Field
 
 from longtrail.config.base import Positive
+from longtrail.config.experiments import AnswerLogSettings, ExperimentSettings
 from longtrail.config.guarding import GuardingSettings
-from longtrail.config.observing import LogSettings
+from longtrail.config.observing import EvidenceSettings, LogSettings
 
 
 class ServingSettings(GuardingSettings):
@@ -19,3 +20,6 @@ class ServingSettings(GuardingSettings):
     threads: Positive = Field(1, description="CPU threads of the models for one request")
     port: Annotated[int, Field(gt=0, lt=65536)] = 3000
     logs: LogSettings = LogSettings()
+    evidence: EvidenceSettings = EvidenceSettings()
+    answer_log: AnswerLogSettings = AnswerLogSettings()
+    experiment: ExperimentSettings = ExperimentSettings()

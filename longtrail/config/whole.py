@@ -9,6 +9,7 @@ from pydantic import ValidationError as PydanticError
 
 from longtrail.config.base import Count, Positive, PositiveFloat, Settings
 from longtrail.config.data import Dataset, FeatureSettings, IngestSettings, MovieLensDataset, SplitSettings, ValidationSettings
+from longtrail.config.experiments import CHAMPION, INCUMBENT, PACKAGED
 from longtrail.config.judging import ABTestSettings, EvaluationSettings, SelectionSettings
 from longtrail.config.ranking_models import DINSettings, PopularityRankerSettings, RankerModel, SAMSettings
 from longtrail.config.retrieval import RetrievalSettings
@@ -94,6 +95,12 @@ class Config(Settings):
             raise ValueError(f"selection.incumbent is {incumbent!r}; expected one of the ranking models of pipeline.models")
         if not any(self.models[name].stage == "ranking" and name != incumbent for name in self.pipeline.models):
             raise ValueError(f"pipeline.models has no ranking model beside the incumbent {incumbent!r}; expected one to challenge it")
+        for model in self.serving.experiment.models:
+            ranking = model in self.pipeline.models and self.models[model].stage == "ranking"
+            if model not in (PACKAGED, CHAMPION, INCUMBENT) and not ranking:
+                raise ValueError(
+                    f"serving.experiment names the model {model!r}; expected champion, incumbent, packaged or a ranking model that is run"
+                )
         return self
 
 

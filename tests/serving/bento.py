@@ -1,7 +1,6 @@
 """A small Bento, packaged as the pipeline does it, from the toy log and untrained models (any scores will do to compare), once a worker."""
 
 import functools
-import json
 import os
 import socket
 import subprocess
@@ -25,6 +24,7 @@ from longtrail.examples import FeatureSet
 from longtrail.files import write_json
 from longtrail.models.registry import build_model
 from longtrail.models.store import ModelCard, save_model
+from serving.segments import read_answers
 from tests.toy import toy_tables
 
 ROOT = Path(__file__).parents[2]
@@ -173,4 +173,5 @@ def _await_ready(client: httpx.Client, process: subprocess.Popen[bytes], output:
 
 
 def log_lines(state: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (state / "log" / "answers.jsonl").read_text().splitlines()]
+    """Every logged answer (serving.answer_log.LoggedAnswer), in order of time."""
+    return read_answers(state)

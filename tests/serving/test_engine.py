@@ -13,11 +13,12 @@ import pytest
 from features.online import OnlineFeatures
 from longtrail.errors import ConfigError, DatasetError, ModelError
 from longtrail.history import HistoryArrays
+from serving.answer_log import AnswerLog, LoggedAnswer
 from serving.artifacts import ARTIFACTS, Artifacts, Manifest
 from serving.engine import Engine
 from serving.errors import RequestError
 from serving.export_log import export_log
-from serving.log import EVENT_COLUMNS, AnswerLog, AppendLog, EventLog, LoggedAnswer, LoggedEvent
+from serving.log import EVENT_COLUMNS, AppendLog, EventLog, LoggedEvent
 from serving.parity import FILE, SCHEMA, check_parity
 from serving.schemas import Event, EventsRequest, RankRequest, RecommendRequest
 from serving.scoring import newest
@@ -223,10 +224,12 @@ def test_events_are_written_as_csv_and_their_ids_remembered(tmp_path: Path) -> N
 
 
 def answer(request: str, **values: Any) -> LoggedAnswer:
-    standard = {
+    standard: dict[str, Any] = {
         "user": "u1",
         "timestamp": 7,
-        "policy": "sam",
+        "arm": "sam",
+        "assigned": "sam",
+        "policy": "plackett_luce(0.1)",
         "model": "sam",
         "fallback": None,
         "items": ["a"],
@@ -240,14 +243,15 @@ def test_the_log_is_exported_row_by_row(tmp_path: Path) -> None:
     """A dozen rows that can be checked by hand."""
     answers, events = AnswerLog(tmp_path / "log"), EventLog(tmp_path / "log")
     answers.append(answer("r1", user='u,"1"', items=["a", "b"], propensities=[0.1 + 0.2, 1 / 3], candidates=["a", "b", "c"]))
-    answers.append(answer("r2", timestamp=8, policy="popularity_fallback", model=None, fallback="unknown user"))
+    answers.append(answer("r2", timestamp=8, arm="popularity_fallback", model=None, fallback="unknown user"))
     answers.append(answer("r3", timestamp=9, items=[], propensities=[], candidates=[]))
     answers.append(answer("r4", timestamp=10, items=["c"], candidates=["c"]))
     events.append(
         [logged(item="b", request="r1", event_id="e1"), logged(item="b", request="r1"), logged(item="z", request="r1"), logged(action="view")]
     )
-    answers.close(), events.close()
-    (tmp_path / "log" / "answers.jsonl").open("a").write('{"request_id": "r9", "us')
+    answers.close()
+    events.close()
+    next((tmp_path / "log" / "answers").glob("*.jsonl")).open("a").write('{"request_id": "r9", "us')
     exported = export_log(tmp_path, tmp_path / "out")
     assert (exported.impressions, exported.clicks, exported.candidates, exported.events) == (3, 1, 4, 2)
     assert (exported.clicks_without_impression, exported.torn_lines) == (1, 1)
@@ -263,7 +267,7 @@ def test_the_log_is_exported_row_by_row(tmp_path: Path) -> None:
 
 
 def test_exporting_nothing_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"answers\.jsonl: no such file"):
+    with pytest.raises(DatasetError, match=r"answers: not there"):
         export_log(tmp_path, tmp_path / "out")
 
 
