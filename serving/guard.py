@@ -162,9 +162,13 @@ class Guarded:
         self._online = online
         self._guard = guard
 
-    def read(self, user_ids: Any, max_length: int, /) -> Any:
+    def read(self, user_ids: Any, max_length: int, /, *, seen: bool = False) -> Any:
         """The store's `read`. Raises Unavailable."""
-        return self._guard.call(self._online.read, user_ids, max_length)
+        return self._guard.call(self._online.read, user_ids, max_length, seen=seen)
+
+    def together(self, function: Callable[..., T], /, *arguments: Any) -> T:
+        """What `function(store, *arguments)` returns, several reads under one deadline. Raises Unavailable."""
+        return self._guard.call(function, self._online, *arguments)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._online, name)

@@ -7,36 +7,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from longtrail.history import HistoryArrays
 from serving.arms import Arm
 from serving.clock import now
 from serving.evidence import Evidence
 from serving.lists import Shown
 from serving.policies import Chance
+from serving.user_read import Read, read_user
 
 Ints = NDArray[np.int64]
 Timer = Callable[[str], AbstractContextManager[object]]
-
-_ALL = 1 << 30
-
-
-class Read(Protocol):
-    """One read of B users."""
-
-    @property
-    def history(self) -> HistoryArrays: ...
-
-    @property
-    def totals_B(self) -> Ints: ...  # noqa: N802
-
-    @property
-    def statistics(self) -> dict[str, Ints]: ...
 
 
 class Online(Protocol):
     """The online store (features.online.OnlineFeatures): thread-safe; an unknown user has no events. May raise serving.errors.Unavailable."""
 
-    def read(self, user_ids: Any, max_length: int, /) -> Read: ...
+    def read(self, user_ids: Any, max_length: int, /, *, seen: bool = False) -> Read: ...
 
     def append_events(self, user_ids: Any, item_ids: Any, action_ids: Any, times: Any, /) -> None: ...
 
@@ -55,18 +40,17 @@ class PersonalLists:
         """`places` of `candidates` for a user (dense id); None: of the retriever's choice, less all that the store knows they have seen."""
         retrieved, scorer = candidates is None, arm.scorer
         with self._timer("features"):
-            # What was seen must not be recommended, so all that is stored is read before retrieval; a ranker needs only what it looks at.
-            user = self._online.read(np.array([user_id]), _ALL if retrieved else scorer.ranker_history)
-            history = user.history
+            user = read_user(self._online, scorer, user_id, retrieval=retrieved)
         if candidates is None:
+            assert user.seen is not None  # what was seen must not be recommended
             with self._timer("retrieve"):
-                candidates, _ = scorer.retrieve(history, self._retrieve, history.items_BL[0, : history.lengths_B[0]])
+                candidates, _ = scorer.retrieve(user.history, self._retrieve, user.seen)
         if not len(candidates):
             return Shown.nothing(retrieved=retrieved)
         with self._timer("rank"):
             items_1C, time = candidates[None, :], now()
             item_statistics = scorer.item_statistics(items_1C)
-            logits_C = scorer.logits(history, user.totals_B, user.statistics, items_1C, item_statistics, np.array([time]))[0]
+            logits_C = scorer.logits(user.history, user.totals_1, user.statistics, items_1C, item_statistics, np.array([time]), state=user.state)[0]
         columns, propensities = self._chance.draw(arm.policy, logits_C, places)
         return Shown(
             items=candidates[columns],
@@ -74,7 +58,5 @@ class PersonalLists:
             propensities=propensities,
             candidates=candidates,
             retrieved=retrieved,
-            evidence=Evidence(
-                time=time, history=history, total=int(user.totals_B[0]), user=user.statistics, items=item_statistics, logits_C=logits_C
-            ),
+            evidence=Evidence(time=time, history=user.history, total=user.total, user=user.statistics, items=item_statistics, logits_C=logits_C),
         )

@@ -14,11 +14,13 @@ from longtrail.catalogue import Catalogue
 from longtrail.config import Model
 from longtrail.examples import candidate_tensors, context_tensors, history_tensors
 from longtrail.history import HistoryArrays
+from longtrail.models.attention.user_state import UserState
 from longtrail.models.contracts import Ranker, Retriever, RowRetriever
 from longtrail.models.store import LoadedModel
 from longtrail.retrieval.exact import exact_index
 from longtrail.retrieval.index import Exclusion, Index
 from longtrail.schema import ITEM_STATISTICS
+from serving.user_states import UserStates
 
 Ints = NDArray[np.int64]
 Statistics = Mapping[str, Ints]
@@ -32,11 +34,13 @@ class Scorer:
     ) -> None:
         """`index` holds the retriever's items; without it one is built."""
         self._retriever = cast(Retriever | RowRetriever, retriever.module)
+        self.model = ranker
         self._ranker = cast(Ranker, ranker.module)
         self._catalogue = catalogue
         self._prior = prior_click_rate
         self.retriever_history = _max_history(retriever.card.settings)
         self.ranker_history = _max_history(ranker.card.settings)
+        self.states: UserStates | None = None  # where the ranker keeps something of each user: set by user_states.attach_states
         with torch.inference_mode():
             self._index = index or exact_index(retriever.module)
 
@@ -50,15 +54,28 @@ class Scorer:
         return {name: getattr(self._catalogue, name)[items_BC] for name in ITEM_STATISTICS}
 
     def logits(
-        self, history: HistoryArrays, history_length_B: Ints, user_statistics: Statistics, items_BC: Ints, item_statistics: Statistics, times_B: Ints
+        self,
+        history: HistoryArrays,
+        history_length_B: Ints,
+        user_statistics: Statistics,
+        items_BC: Ints,
+        item_statistics: Statistics,
+        times_B: Ints,
+        *,
+        state: UserState | None = None,
     ) -> NDArray[np.float64]:
-        """[B, C] logits of P(click) for B requests with C candidates each, none of them padding. `times_B` is UTC microseconds."""
+        """[B, C] logits of P(click) for B requests with C candidates each, none of them padding. `times_B` is UTC microseconds.
+
+        With a `state` of `states`, made of the whole history, `history` need hold no more than the newest events.
+        """
         requests, candidates = items_BC.shape
+        kept = {} if state is None else {"state": state}
         with torch.inference_mode():
             logits_BC = self._ranker(
                 history_tensors(newest(history, self.ranker_history), self._catalogue),
                 candidate_tensors(items_BC, np.full(requests, candidates), item_statistics, self._catalogue, self._prior),
                 context_tensors(history_length_B, user_statistics, times_B, self._prior),
+                **kept,
             )
         return logits_BC.double().numpy()
 

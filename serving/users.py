@@ -26,6 +26,10 @@ class Users:
         """The id of somebody, to warm up with; 1 where there is nobody."""
         return next(iter(self._ids.values()), 1)
 
+    def ids(self) -> list[int]:
+        """Of all users."""
+        return list(self._ids.values())
+
     def add(self, keys: Sequence[str]) -> None:
         """Ids after all known ones, on disk first, for this online store alone: the next build of the features gives its own."""
         if keys:

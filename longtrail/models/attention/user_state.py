@@ -44,15 +44,15 @@ class UserState:
         kept_BG1 = torch.exp(-days_B1 * self.rates_G).unsqueeze(-1)
         return replace(self, times_B=times_B, sums_BGFE=self.sums_BGFE * kept_BG1.unsqueeze(-1), norms_BGF=self.norms_BGF * kept_BG1)
 
-    def flat(self) -> Tensor:
-        """float32 [B, S] on the CPU: events (exact to 2^24), time (exact), sums, norms. S does not depend on how many events there were."""
+    def flat(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[B, S] on the CPU: events (exact to 2^24, 2^53 in float64), time (exact), sums, norms. S does not depend on how many events there were."""
         digits_B4 = torch.stack([(self.times_B >> shift) & 0xFFFF for shift in _DIGITS], dim=1)
         parts = (self.events_B.unsqueeze(1), digits_B4, self.sums_BGFE.flatten(1), self.norms_BGF.flatten(1))
-        return torch.cat([part.detach().to("cpu", torch.float32) for part in parts], dim=1)
+        return torch.cat([part.detach().to("cpu", dtype) for part in parts], dim=1)
 
     @staticmethod
     def from_flat(flat_BS: Tensor, *, heads: int, features: int, values: int, rates_G: Tensor | None) -> "UserState":
-        """The inverse of `flat`. Raises StateError for any other shape, or numbers that are not finite."""
+        """The inverse of `flat`, in its dtype. Raises StateError for any other shape, or numbers that are not finite."""
         size = _HEAD + heads * features * (values + 1)
         if flat_BS.ndim != 2 or flat_BS.shape[1] != size:
             raise StateError(f"user state: shape {tuple(flat_BS.shape)}; expected [users, {size}]")
