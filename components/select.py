@@ -21,7 +21,10 @@ def select(
     params: Annotated[Path, typer.Option(help="settings")] = Path("params.yaml"),
     champion: Annotated[Path, typer.Option(help="folder to write")] = Path("build/champion"),
 ) -> None:
-    """Choose the champion retriever and ranker: best metric on the validation split within the budgets. Says why each other lost."""
+    """Choose the champion retriever and ranker: best metric on the validation split within the budgets. Says why each other lost.
+
+    Rankers that `serving.experiment` names are put beside them, for packaging.
+    """
     from longtrail.selection import ROLES
     from longtrail.selection import select as choose
 
@@ -32,6 +35,9 @@ def select(
         for role in ROLES.values():
             _copy(models / selection[role]["name"], folder / role)
         _copy(models / selection["incumbent"], folder / "incumbent")
+        for name in config.serving.experiment.models:
+            if name in config.models:  # else a role: one of those above
+                _copy(models / name, folder / "arms" / name)
         write_json(folder / "selection.json", selection)
     for role in ROLES.values():
         chosen = selection[role]
@@ -42,7 +48,7 @@ def select(
 
 def _copy(model: Path, to: Path) -> None:
     """The model itself; learning curves stay behind."""
-    to.mkdir()
+    to.mkdir(parents=True)
     for name in ("model.safetensors", "model.json", "lineage.json"):
         if (model / name).is_file():
             shutil.copyfile(model / name, to / name)

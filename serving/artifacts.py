@@ -8,8 +8,11 @@
   catalogue.parquet users.parquet       vocabularies; item statistics at the end of the log
   feast/                                feature definitions and the snapshot of the online store
   parity.parquet                        requests with their offline scores (serving.parity)
+  arms/NAME/                            further rankers of a live experiment, each with a parity.parquet of its own
+  reference.json                        histograms of training's features (longtrail.drift)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +23,7 @@ from pydantic import ValidationError as PydanticError
 
 from longtrail.catalogue import Catalogue
 from longtrail.config import ServingSettings, load_config
+from longtrail.config.experiments import CHAMPION, INCUMBENT, PACKAGED
 from longtrail.errors import ModelError
 from longtrail.models.contracts import Sizes
 from longtrail.models.store import LoadedModel, check_fits, load_model
@@ -27,7 +31,7 @@ from longtrail.retrieval.exact import load_index
 from longtrail.retrieval.index import Index
 from serving.integrity import check_files, check_labels
 
-ARTIFACTS = "artifacts"
+ARTIFACTS, ARMS, PARITY = "artifacts", "arms", "parity.parquet"
 
 
 class Lineage(BaseModel):
@@ -55,12 +59,17 @@ class Manifest(BaseModel):
     champion: str
     incumbent: str
     verdict: str
+    arms: tuple[str, ...] = ()  # rankers beside `ranker`
     prior_click_rate: float
     actions: tuple[str, ...]
     users: int
     sizes: Sizes
     lineage: Lineage
     files: dict[str, str]  # SHA-256 (hex) of every other file of `artifacts`, by its path from there
+
+    def ranker_of(self, model: str) -> str:
+        """The name of the ranker that an arm's `model` means: itself, or by its role."""
+        return {PACKAGED: self.ranker, CHAMPION: self.champion, INCUMBENT: self.incumbent}.get(model, model)
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -86,6 +95,7 @@ class Artifacts:
     retriever: LoadedModel
     ranker: LoadedModel
     index: Index
+    more_rankers: Mapping[str, LoadedModel]  # by name, those of `manifest.arms`
 
     @classmethod
     def open(cls, folder: Path) -> "Artifacts":
@@ -104,12 +114,27 @@ class Artifacts:
             retriever=retriever,
             ranker=load_model(folder / "ranker"),
             index=load_index(folder / "index", retriever.module, config.retrieval, threads=config.serving.threads),
+            more_rankers={name: load_model(folder / ARMS / name) for name in manifest.arms},
         )
         _require(folder / "catalogue.parquet", "items", opened.catalogue.items, manifest.sizes.items)
-        for part, name, model in (("retriever", manifest.retriever, opened.retriever), ("ranker", manifest.ranker, opened.ranker)):
+        models = [("retriever", manifest.retriever, opened.retriever), ("ranker", manifest.ranker, opened.ranker)]
+        models += [(f"{ARMS}/{name}", name, model) for name, model in opened.more_rankers.items()]
+        for part, name, model in models:
             _require(folder / part, "name", model.card.name, name)
             check_fits(model.card, manifest.sizes, manifest.actions)
+        for asked in config.serving.experiment.models:
+            if manifest.ranker_of(asked) not in opened.rankers:
+                raise ModelError(f"{folder / ARMS}: no ranker {asked!r}, which serving.experiment names; expected it packaged with the others")
         return opened
+
+    @property
+    def rankers(self) -> dict[str, LoadedModel]:
+        """Every ranker by name."""
+        return {self.manifest.ranker: self.ranker, **self.more_rankers}
+
+    def parity_files(self) -> dict[str, Path]:
+        """Ranker to its file of requests with offline scores."""
+        return {self.manifest.ranker: self.folder / PARITY, **{name: self.folder / ARMS / name / PARITY for name in self.more_rankers}}
 
     @property
     def snapshot(self) -> Path:

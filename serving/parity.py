@@ -85,17 +85,12 @@ def _difference(found: Any, expected: list[float], tolerance: float, where: str)
 
 
 def main(folder: str) -> None:
+    from serving.arms import make_scorer
     from serving.artifacts import Artifacts
 
     artifacts = Artifacts.open(Path(folder))
-    scorer = Scorer(
-        retriever=artifacts.retriever,
-        ranker=artifacts.ranker,
-        catalogue=artifacts.catalogue,
-        prior_click_rate=artifacts.manifest.prior_click_rate,
-        index=artifacts.index,
-    )
-    print(check_parity(scorer, artifacts.folder / FILE))
+    files = artifacts.parity_files()
+    print(max(check_parity(make_scorer(artifacts, artifacts.rankers[name]), path) for name, path in files.items()))
 
 
 if __name__ == "__main__":
