@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from components.command import QUIET, run
+from components.package_arms import sources, write_arms
 from components.train import git_commit
 from longtrail.config import Config, load_config
 from longtrail.errors import ModelError
@@ -58,15 +60,20 @@ def package(
 
     Raises ModelError where a part is missing, or where the packaged service scores a request otherwise than offline; then `bento` stays as it was.
     """
+    from components.reference import write_reference  # torch, which --help need not wait for
+
     config = load_config(params)
     choice = choose(champion, report)
+    arms = sources(config.serving.experiment, choice, champion)
     lineage = lineage_of(config, features=features, tables=tables, validation=validation)
     with tempfile.TemporaryDirectory(prefix=".bento-", dir=_parent(bento)) as workshop:
         stage = Path(workshop) / "stage"
         copy_sources(stage)
         artifacts = stage / "artifacts"
-        write_artifacts(artifacts, config=config, champion=champion, features=features, params=params, choice=choice, lineage=lineage)
+        write_artifacts(artifacts, config=config, champion=champion, features=features, params=params, choice=choice, lineage=lineage, arms=arms)
         write_parity(artifacts / "parity.parquet", features, retriever=champion / "retriever", ranker=champion / choice["folder"])
+        write_arms(artifacts, arms, lambda path, ranker: write_parity(path, features, retriever=champion / "retriever", ranker=ranker))
+        write_reference(artifacts / "reference.json", features, retriever=champion / "retriever", retrieve=config.serving.retrieve)
         lineage_labels = {name: value or "" for name, value in lineage.items()}
         labels = {**choice["labels"], **lineage_labels, "manifest": seal(artifacts)}
         built = build(stage, home=Path(workshop) / "home", version=_version(lineage, choice), labels=labels)
@@ -126,9 +133,17 @@ def copy_sources(stage: Path) -> None:
 
 
 def write_artifacts(
-    folder: Path, *, config: Config, champion: Path, features: Path, params: Path, choice: dict[str, Any], lineage: dict[str, str | None]
+    folder: Path,
+    *,
+    config: Config,
+    champion: Path,
+    features: Path,
+    params: Path,
+    choice: dict[str, Any],
+    lineage: dict[str, str | None],
+    arms: Iterable[str],
 ) -> None:
-    """serving.artifacts, but for the parity file."""
+    """serving.artifacts, but for the parity files and the rankers of `arms`."""
     folder.mkdir(parents=True)
     meta = read_json(features / "features.json")
     for target, source in (("retriever", champion / "retriever"), ("ranker", champion / choice["folder"])):
@@ -148,6 +163,7 @@ def write_artifacts(
         {
             "format": 1,
             **choice["labels"],
+            "arms": sorted(arms),
             "prior_click_rate": meta["prior_click_rate"],
             "actions": meta["actions"],
             "users": meta["users"],

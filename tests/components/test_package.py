@@ -48,7 +48,7 @@ def test_a_bento_holds_all_it_needs_and_nothing_else(made: Outputs) -> None:
     source = made.bento / "src"
     assert {path.name for path in source.iterdir()} == {"artifacts", "bentofile.yaml", "features", "longtrail", "serving"}
     assert {path.name for path in (source / "artifacts").iterdir()} == {
-        "catalogue.parquet", "feast", "manifest.json", "params.yaml", "parity.parquet", "ranker", "retriever", "users.parquet",
+        "catalogue.parquet", "feast", "manifest.json", "params.yaml", "parity.parquet", "ranker", "reference.json", "retriever", "users.parquet",
     }  # fmt: skip
     assert not list(source.rglob("*.pyc")) and not list((source / "artifacts" / "feast").rglob("offline"))
     assert hash_path(source / "artifacts" / "ranker" / "model.safetensors") == hash_path(made.champion / "ranker" / "model.safetensors")
