@@ -50,6 +50,8 @@ class ClusterSettings(Settings):
     cpu: str = "2"
     memory: str = "8G"
     retries: Count = Field(2, description="times a step is tried again, after a back-off, when its pod fails")
+    nodes: Positive = Field(1, description="machines that train one model together (pipelines.trainjob)")
+    claim: str = Field("longtrail-data", description="the volume claim with features, models and checkpoints, shared by those machines (ReadWriteMany)")
 
 
 def _default_models() -> dict[str, "Model"]:
