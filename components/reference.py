@@ -25,19 +25,20 @@ def write_reference(path: Path, features: Path, *, retriever: Path, retrieve: in
     newest = next((name for name in ("test", "valid") if feature_set.examples(name).num_rows), "train")
     oldest = next(name for name in ("train", "valid", "test") if feature_set.examples(name).num_rows)
     train, served = (_columns(feature_set, split) for split in (oldest, newest))
-    first_of_requests = _firsts(train["request"])
-    users = effective(train["user_id"][first_of_requests])
+    firsts, latest = _firsts(train["request"]), _latest_of_user(served)
+    users, served_users = effective(train["user_id"][firsts]), effective(served["user_id"][_firsts(served["request"])])
     made: dict[str, Feature] = {}
-    latest = _latest_of_user(served)
     for name in REQUEST_FEATURES:
-        now = served[name][_firsts(served["request"])] if name == "history_length" else served[name][latest]
-        made[name] = make_feature(train[name][first_of_requests], now, observations=users)
+        # The store's histories follow the events; its other counts stay as they were at the end of the log.
+        now, observed = (served[name][_firsts(served["request"])], served_users) if name == "history_length" else (served[name][latest], len(latest))
+        made[name] = make_feature(train[name][firsts], now, training_observations=users, newest_observations=observed)
     now_items = item_values(feature_set, served["item_id"])
-    retrieved = retrieved_items(feature_set, newest, retriever, retrieve)
+    retrieved = item_values(feature_set, retrieved_items(feature_set, newest, retriever, retrieve))
     for name in ITEM_FEATURES:
-        made[f"{name}.{GIVEN}"] = make_feature(train[name], now_items[name], observations=users)
-        values = item_values(feature_set, retrieved)[name]
-        made[f"{name}.{RETRIEVED}"] = make_feature(values, np.zeros(0), observations=float(min(RETRIEVALS, len(latest))))
+        made[f"{name}.{GIVEN}"] = make_feature(train[name], now_items[name], training_observations=users, newest_observations=served_users)
+        made[f"{name}.{RETRIEVED}"] = make_feature(
+            train[name], retrieved[name], training_observations=users, newest_observations=min(RETRIEVALS, len(latest))
+        )
     Reference(
         features=made,
         click_rate=float(served["click"].mean()),

@@ -4,7 +4,7 @@ k bins of a feature, n effective observations (requests of different users), m o
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,13 +25,16 @@ GIVEN, RETRIEVED = "given", "retrieved"  # who chose the candidates; what each c
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """One feature's reference. `edges` [k - 1] part the bins, `counts` [k]; `expected` is the index that the newest requests of the log, read as the
-    service reads them, already had when the Bento was packaged: drift that was there when the model was judged."""
+    """One feature's reference. `edges` [k - 1] part the bins; `training` and `newest` [k] count values in the training requests, and in
+    the newest requests of the log read as the service reads them. Counts grow, so these two differ already: what has changed since packaging is told
+    by `newest`.
+    """
 
     edges: list[float]
-    counts: list[float]
-    observations: float
-    expected: float
+    training: list[float]
+    newest: list[float]
+    training_observations: float
+    newest_observations: float
 
     def bins(self, values: Floats | Ints) -> Ints:
         """The bin of each value: bin i holds edges[i - 1] <= value < edges[i]."""
@@ -39,7 +42,7 @@ class Feature:
 
     @property
     def size(self) -> int:
-        return len(self.counts)
+        return len(self.newest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +72,25 @@ class Reference:
             raise ModelError(f"{path}: damaged: {error}; expected the reference histograms of a Bento") from None
 
 
-def make_feature(values: Floats | Ints, served: Floats | Ints, *, observations: float, bins: int = BINS) -> Feature:
-    """Reference of `values`, in bins of about equal share (fewer where values repeat); `served` are those of the newest requests."""
-    edges = np.unique(np.quantile(np.asarray(values, np.float64), np.arange(1, bins) / bins, method="higher"))
-    edges = edges[edges > np.min(values)]
-    feature = Feature(edges=edges.tolist(), counts=[0.0] * (len(edges) + 1), observations=observations, expected=0.0)
-    counts = np.bincount(feature.bins(values), minlength=feature.size)
-    expected = psi(counts, np.bincount(feature.bins(served), minlength=feature.size)) if len(served) else 0.0
-    return Feature(edges=feature.edges, counts=counts.astype(float).tolist(), observations=observations, expected=expected)
+def make_feature(
+    training: Floats | Ints, newest: Floats | Ints, *, training_observations: float, newest_observations: float, bins: int = BINS
+) -> Feature:
+    """Reference of both, neither empty, in bins parted by the quantiles of each, half of the bins' edges from either (fewer where values repeat)."""
+    half = np.arange(1, bins // 2 + 1) / (bins // 2 + 1)
+    values = [np.asarray(each, np.float64) for each in (training, newest)]
+    edges = np.unique(np.concatenate([np.quantile(each, half, method="higher") for each in values]))
+    edges = edges[edges > min(each.min() for each in values)]
+    counts = [np.bincount(np.searchsorted(edges, each, side="right"), minlength=len(edges) + 1).astype(float).tolist() for each in values]
+    return Feature(
+        edges=edges.tolist(),
+        training=counts[0],
+        newest=counts[1],
+        training_observations=training_observations,
+        newest_observations=newest_observations,
+    )
 
 
-def psi(reference: Floats | Ints, counts: Floats | Ints) -> float:
+def psi(reference: Sequence[float] | Floats | Ints, counts: Sequence[float] | Floats | Ints) -> float:
     """Population stability index of two histograms [k]: the sum over bins of (q - p) · ln(q / p), half an observation added to each bin (our choice).
 
     Below 0.1 is commonly called stable, above 0.25 shifted.
@@ -106,8 +117,8 @@ def effective(users: Ints) -> float:
 
 
 def limit(feature: Feature, observations: float, *, threshold: float, false_alarms: float) -> float:
-    """The index from which a feature has drifted: `threshold` beyond what it was at packaging and what chance alone gives."""
-    return threshold + feature.expected + chance(feature.size, observations, feature.observations, false_alarms)
+    """The index against `newest` from which a feature has drifted: `threshold` beyond what chance alone gives."""
+    return threshold + chance(feature.size, observations, feature.newest_observations, false_alarms)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,15 @@ MAX_VALUES different values a label says "other" (our choice), so that an except
 
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serving.trace import current
+
+if TYPE_CHECKING:
+    from serving.drift_window import Drift
 
 MAX_VALUES = 40  # of one label
 OTHER = "other"
@@ -57,7 +60,8 @@ class Metrics:
         self._started = gauge("longtrail_start_time_seconds", "When the worker started, seconds since 1970")
         self._memory = gauge("longtrail_resident_memory_bytes", "Resident memory of the worker")
         self._files = gauge("longtrail_open_fds", "File descriptors the worker holds")
-        self._psi = gauge("longtrail_drift_psi", "Population stability index of a served feature against training", "feature")
+        self._psi = gauge("longtrail_drift_psi", "Population stability index of a served feature in the window", "feature", "against")
+        self._psi_limit = gauge("longtrail_drift_psi_limit", "The index against packaging from which the feature has drifted", "feature")
         self._drift = gauge("longtrail_drift", "Measures of drift that are no feature's: shares, calibration, window", "measure")
         self._values: dict[str, set[str]] = {}
         self._served: list[dict[str, str]] = []
@@ -160,11 +164,14 @@ class Metrics:
         self._memory.set(memory)
         self._files.set(files)
 
-    def drift(self, psi: Mapping[str, float], measures: Mapping[str, float]) -> None:
-        """serving.drift's figures of the newest window: population stability by feature, and the other measures."""
-        for feature, value in psi.items():
-            self._psi.labels(self._bounded("feature", feature)).set(value)
-        for measure, value in measures.items():
+    def drift(self, measured: "Drift") -> None:
+        """Figures of the newest window (serving.drift_window)."""
+        for name, feature in measured.features.items():
+            name = self._bounded("feature", name)
+            self._psi.labels(name, "training").set(feature.psi_training)
+            self._psi.labels(name, "packaging").set(feature.psi)
+            self._psi_limit.labels(name).set(feature.limit)
+        for measure, value in measured.measures.items():
             self._drift.labels(self._bounded("measure", measure)).set(value)
 
     def logged(self, level: str) -> None:

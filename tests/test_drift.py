@@ -7,6 +7,10 @@ from longtrail.drift import Calibration, Feature, Reference, chance, effective, 
 from longtrail.errors import ModelError
 
 
+def made(training: np.ndarray, newest: np.ndarray) -> Feature:
+    return make_feature(training, newest, training_observations=len(training), newest_observations=len(newest))
+
+
 def test_psi_by_hand() -> None:
     p, q = np.array([30.5, 70.5]) / 101, np.array([50.5, 50.5]) / 101
     assert psi(np.array([30, 70]), np.array([50, 50])) == pytest.approx(sum((b - a) * np.log(b / a) for a, b in zip(p, q, strict=True)))
@@ -14,13 +18,14 @@ def test_psi_by_hand() -> None:
 
 
 def test_bins_hold_what_they_say() -> None:
-    feature = make_feature(np.array([0, 0, 0, 0, 1, 2, 3, 4, 5, 6]), np.zeros(0), observations=10, bins=5)
-    assert feature.edges == sorted(set(feature.edges)) and sum(feature.counts) == 10
+    values = np.array([0, 0, 0, 0, 1, 2, 3, 4, 5, 6])
+    feature = made(values, values + 2)
+    assert feature.edges == sorted(set(feature.edges)) and sum(feature.training) == sum(feature.newest) == 10
+    assert feature.newest == np.bincount(feature.bins(values + 2), minlength=feature.size).tolist()
     for value in (-1, 0, 0.5, 1, 6, 99):
         place = int(feature.bins(np.array([value]))[0])
         assert place == sum(edge <= value for edge in feature.edges)
-    constant = make_feature(np.full(7, 3), np.full(7, 3), observations=7)
-    assert constant.size == 1 and chance(1, 5, 7, 0.01) == 0.0 and constant.expected == 0.0
+    assert made(np.full(7, 3), np.full(7, 3)).size == 1 and chance(1, 5, 7, 0.01) == 0.0
 
 
 def test_one_users_requests_are_one_observation() -> None:
@@ -39,8 +44,8 @@ def test_the_training_distribution_raises_as_many_alarms_as_stated(observations:
         return rng.lognormal(3, 1, n) if shape == "lognormal" else rng.poisson(2, n)
 
     windows, stated = 600, 0.05
-    feature = make_feature(draw(5_000), draw(0), observations=5_000)
-    found = [psi(feature.counts, np.bincount(feature.bins(draw(observations)), minlength=feature.size)) for _ in range(windows)]
+    feature = made(draw(5_000), draw(5_000))
+    found = [psi(feature.newest, np.bincount(feature.bins(draw(observations)), minlength=feature.size)) for _ in range(windows)]
     bound = limit(feature, observations, threshold=0.0, false_alarms=stated)
     rate = np.mean(np.array(found) > bound)
     assert 0.2 * stated < rate < 1.5 * stated + 4 * (stated * (1 - stated) / windows) ** 0.5
@@ -50,19 +55,19 @@ def test_the_training_distribution_raises_as_many_alarms_as_stated(observations:
 @pytest.mark.parametrize("planted", ["shifted", "wider", "a mass at 0"])
 def test_planted_drift_is_found(planted: str) -> None:
     rng = np.random.default_rng(5)
-    feature = make_feature(rng.lognormal(3, 1, 5_000), np.zeros(0), observations=5_000)
+    feature = made(rng.lognormal(3, 1, 5_000), rng.lognormal(3, 1, 5_000))
     values = {"shifted": rng.lognormal(3.7, 1, 500), "wider": rng.lognormal(3, 2.2, 500), "a mass at 0": rng.lognormal(3, 1, 500)}[planted]
     if planted == "a mass at 0":
         values[:150] = 0
-    found = psi(feature.counts, np.bincount(feature.bins(values), minlength=feature.size))
+    found = psi(feature.newest, np.bincount(feature.bins(values), minlength=feature.size))
     assert found > limit(feature, 500, threshold=0.1, false_alarms=0.001)
 
 
 def test_what_had_drifted_when_it_was_packaged_is_no_alarm() -> None:
     rng = np.random.default_rng(6)
-    feature = make_feature(rng.normal(0, 1, 4_000), rng.normal(1, 1, 4_000), observations=4_000)
-    found = psi(feature.counts, np.bincount(feature.bins(rng.normal(1, 1, 2_000)), minlength=feature.size))
-    assert found > 0.25 and found < limit(feature, 2_000, threshold=0.1, false_alarms=0.001)
+    feature = made(rng.normal(0, 1, 4_000), rng.normal(1, 1, 4_000))
+    counts = np.bincount(feature.bins(rng.normal(1, 1, 2_000)), minlength=feature.size)
+    assert psi(feature.training, counts) > 0.25 and psi(feature.newest, counts) < limit(feature, 2_000, threshold=0.1, false_alarms=0.001)
 
 
 def test_calibration_alarms_are_rare_and_a_tenth_too_much_is_found() -> None:
@@ -78,7 +83,7 @@ def test_calibration_alarms_are_rare_and_a_tenth_too_much_is_found() -> None:
 
 
 def test_a_reference_is_read_as_it_was_written(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    feature = Feature(edges=[1.0, 2.5], counts=[3.0, 4.0, 5.0], observations=12.0, expected=0.01)
+    feature = Feature(edges=[1.0], training=[3.0, 4.0], newest=[5.0, 6.0], training_observations=7.0, newest_observations=11.0)
     reference = Reference(features={"history_length": feature}, click_rate=0.1, new_item_share=0.0, split="test", requests=12)
     reference.write(tmp_path / "reference.json")
     assert Reference.read(tmp_path / "reference.json") == reference

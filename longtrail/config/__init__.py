@@ -16,6 +16,7 @@ from longtrail.config.data import (
     ValidationSettings,
     WorldDataset,
 )
+from longtrail.config.event_log import EventLogSettings
 from longtrail.config.experiments import (
     AnswerLogSettings,
     ArmSettings,
@@ -29,7 +30,7 @@ from longtrail.config.experiments import (
 )
 from longtrail.config.guarding import GateSettings, StopSettings, StoreSettings
 from longtrail.config.judging import ABTestSettings, EvaluationSettings, SelectionSettings, StageSelection
-from longtrail.config.observing import EvidenceSettings, LogSettings
+from longtrail.config.observing import DriftSettings, EvidenceSettings, LogSettings
 from longtrail.config.ranking_models import (
     DIENSettings,
     DINSettings,
@@ -76,12 +77,14 @@ __all__ = [
     "Dataset",
     "DenseItemsSettings",
     "Draw",
+    "DriftSettings",
     "ETASettings",
     "EncoderSettings",
     "EpsilonGreedyDraw",
     "EvaluationSettings",
     "EventColumns",
     "EventLogDataset",
+    "EventLogSettings",
     "EvidenceSettings",
     "ExperimentSettings",
     "FeatureSettings",

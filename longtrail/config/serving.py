@@ -5,9 +5,10 @@ from typing import Annotated
 from pydantic import Field
 
 from longtrail.config.base import Positive
+from longtrail.config.event_log import EventLogSettings
 from longtrail.config.experiments import AnswerLogSettings, ExperimentSettings
 from longtrail.config.guarding import GuardingSettings
-from longtrail.config.observing import EvidenceSettings, LogSettings
+from longtrail.config.observing import DriftSettings, EvidenceSettings, LogSettings
 
 
 class ServingSettings(GuardingSettings):
@@ -21,5 +22,7 @@ class ServingSettings(GuardingSettings):
     port: Annotated[int, Field(gt=0, lt=65536)] = 3000
     logs: LogSettings = LogSettings()
     evidence: EvidenceSettings = EvidenceSettings()
+    drift: DriftSettings = DriftSettings()
     answer_log: AnswerLogSettings = AnswerLogSettings()
+    event_log: EventLogSettings = EventLogSettings()
     experiment: ExperimentSettings = ExperimentSettings()
