@@ -48,8 +48,8 @@ class Demo:
 
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled
-        self._explainer: "Explainer | None" = None
-        self._people: "People | None" = None
+        self._explainer: Explainer | None = None
+        self._people: People | None = None
         self._actions: tuple[str, ...] = ()
         self._limiter: CapacityLimiter | None = None  # belongs to the event loop, so it is made there
 

@@ -18,13 +18,13 @@ class People:
         self._path = path
 
     def suggestions(self) -> list[dict[str, Any]]:
-        """The three longest histories, one of the longest tenth's edge, the median, the shortest: key, events, and which of these it is."""
+        """The two longest histories, one of the longest tenth's edge, the median, the shortest: key, events, and which of these it is."""
         keys, events = self._sorted
         if not len(keys):
             return []
         by_length = np.argsort(-events, kind="stable")
         last = len(by_length) - 1
-        wanted = [(0, "longest"), (1, "longest"), (2, "longest"), (last // 10, "long"), (last // 2, "typical"), (last, "shortest")]
+        wanted = [(0, "longest"), (1, "longest"), (last // 10, "long"), (last // 2, "typical"), (last, "shortest")]
         places = {int(by_length[min(rank, last)]): why for rank, why in reversed(wanted)}
         return [{"user_id": str(keys[place]), "events": int(events[place]), "why": why} for place, why in reversed(places.items())]
 
