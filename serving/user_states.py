@@ -114,7 +114,7 @@ class UserStates:
             return None
 
     def state(self, user: int, kept: Kept | None, read: HistoryRead) -> UserState | None:
-        """The state of all events of `read` (of this one user); brought up to date and stored where it was behind. None: read the history instead."""
+        """The state of all events of `read`, of this one user; brought up to date and stored where it was behind. None: score by the history."""
         total, stored = int(read.totals_B[0]), int(read.history.lengths_B[0])
         if total == 0 or total > self.limit:
             self._drop(user, kept)
@@ -188,7 +188,7 @@ class UserStates:
     # ------------------------------------------------------------ rebuild
 
     def rebuild(self, users: Iterable[int], stop: threading.Event) -> int:
-        """Bring the states of `users` up to date, slowly, until `stop`. Returns how many were written. Raises LongtrailError where the store fails."""
+        """Bring the states of `users` up to date, slowly, until `stop`; returns how many were written. Raises LongtrailError if the store fails."""
         size, written, left = max(1, _CELLS // max(1, self._histories.length)), 0, iter(users)
         for part in _parts(left, size):
             started = time.perf_counter()

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.features.conftest import redis_address as redis_address
 from tests.serving.bento import Outputs, outputs, server
 
 
