@@ -1,142 +1,86 @@
-"""What stands between the network and BentoML: bounds on the body, one shape for every refusal, and a page of API docs without outside resources."""
+"""One shape for every refusal, whoever made it."""
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bentoml.exceptions import BentoMLException
 from pydantic import ValidationError
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import JSONResponse
+from starlette.types import Message, Send
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>Longtrail</title><link rel="stylesheet" href="static_content/swagger-ui.css"></head>
-<body><div id="docs"></div>
-<script src="static_content/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "docs.json", dom_id: "#docs", deepLinking: true, validatorUrl: null});</script>
-</body>
-</html>
-"""
+from serving.faults import faults_of
 
 
-def refusal(status: int, faults: Iterable[tuple[str, str]]) -> JSONResponse:
+def refusal(status: int, faults: Iterable[tuple[str, str]], headers: Mapping[str, str] | None = None) -> JSONResponse:
     """`faults` as (field, message). The same shape whatever was wrong: {"error": "FIELD: MESSAGE; …", "detail": [{"field", "message"}]}."""
     detail = [{"field": field, "message": message} for field, message in faults]
-    return JSONResponse({"error": "; ".join(f"{d['field']}: {d['message']}" for d in detail), "detail": detail}, status_code=status)
+    content = {"error": "; ".join(f"{d['field']}: {d['message']}" for d in detail), "detail": detail}
+    return JSONResponse(content, status_code=status, headers=dict(headers or {}))
 
 
-class Gate:
-    """ASGI middleware around the endpoints: refuses bodies that are too large (413) or no JSON (415), and gives BentoML's refusals our shape."""
+class Reshaper:
+    """A `send` that gives refusals our shape, whoever made them, and every answer its safe headers. Refusals are held back until they are whole."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, paths: tuple[str, ...]) -> None:
-        self._app = app
-        self._max = max_body_bytes
-        self._paths = frozenset(paths)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self._paths:
-            await self._app(scope, receive, send)
-            return
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        media_type = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
-        if media_type != b"application/json":
-            await refusal(415, [("Content-Type", f"{media_type.decode('latin-1')}; expected application/json")])(scope, receive, send)
-            return
-        body = await self._read(receive, headers.get(b"content-length", b""))
-        if body is None:
-            await refusal(413, [("body", f"larger than {self._max} bytes; expected at most that (serving.max_body_bytes)")])(scope, receive, send)
-            return
-        await self._app(scope, _replay(body, receive), _Reshaper(send))
-
-    async def _read(self, receive: Receive, declared: bytes) -> bytes | None:
-        """The whole body; None as soon as it is, or is declared to be, too large."""
-        if declared.isdigit() and int(declared) > self._max:
-            return None
-        parts, size, more = [], 0, True
-        while more:
-            message = await receive()
-            part = message.get("body", b"")
-            parts.append(part)
-            size += len(part)
-            if size > self._max:
-                return None
-            more = message["type"] == "http.request" and message.get("more_body", False)
-        return b"".join(parts)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    sent = False
-
-    async def read() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return read
-
-
-class _Reshaper:
-    """Holds a 4xx answer back until it is whole, then sends it in the shape of `refusal`; passes everything else through."""
-
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, closing: Callable[[], bool] = lambda: False) -> None:
+        """`closing` says whether the connection should end with this answer."""
         self._send = send
+        self._closing = closing
         self._start: Message | None = None
         self._parts: list[bytes] = []
+        self.begun = False
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and 400 <= message["status"] < 500:
-            self._start = message
-            return
+        if message["type"] == "http.response.start":
+            self.begun = True
+            message = {**message, "headers": self._headers(message.get("headers", ()))}
+            if message["status"] >= 400:
+                self._start = message
+                return
         if self._start is None:
             await self._send(message)
             return
         self._parts.append(message.get("body", b""))
         if message.get("more_body", False):
             return
-        response = refusal(self._start["status"], _faults(b"".join(self._parts)))
+        status = self._start["status"]
+        response = refusal(status, _faults(b"".join(self._parts), status))
         kept = [(name, value) for name, value in self._start["headers"] if name.lower() not in (b"content-length", b"content-type")]
         await self._send({**self._start, "headers": [*kept, *response.raw_headers]})
         await self._send({"type": "http.response.body", "body": response.body})
 
+    def _headers(self, found: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        headers = [(name.lower(), value) for name, value in found if name.lower() != b"server"]
+        names = {name for name, _ in headers}
+        more = [(b"x-content-type-options", b"nosniff")]
+        if any(name == b"content-type" and value.startswith(b"application/json") for name, value in headers):
+            more.append((b"cache-control", b"no-store"))  # somebody's list or history
+        if self._closing():
+            more.append((b"connection", b"close"))
+        return [*headers, *(pair for pair in more if pair[0] not in names)]
 
-def _faults(body: bytes) -> list[tuple[str, str]]:
-    """BentoML answers {"error", "detail": pydantic errors}, [{"error": "FIELD: MESSAGE"}] or {"error": TEXT}."""
+
+_PLAIN = {404: ("path", "not found"), 405: ("method", "not allowed for this path"), 500: ("service", "failed; its log says why")}
+
+
+def _faults(body: bytes, status: int) -> list[tuple[str, str]]:
+    """Ours, or BentoML's {"error", "detail": pydantic errors}, [{"error": "FIELD: MESSAGE"}] or {"error": TEXT}, or Starlette's plain text."""
     try:
         content: Any = json.loads(body)
     except ValueError:
-        return [("request", body.decode("utf-8", "replace"))]
+        return [_PLAIN.get(status, ("request", body.decode("utf-8", "replace")))]
     if isinstance(content, list):
         content = content[0] if content else {}
-    if "detail" in content:
-        return faults_of(content["detail"])
+    detail = content.get("detail") or ()
+    if detail and "field" in detail[0]:
+        return [(fault["field"], fault["message"]) for fault in detail]
+    if status in _PLAIN:
+        return [_PLAIN[status]]
+    if detail:
+        return faults_of(detail)
     field, separator, message = str(content.get("error", "refused")).partition(": ")
     return [(field, message)] if separator else [("request", field)]
-
-
-def faults_of(errors: Iterable[Any]) -> list[tuple[str, str]]:
-    """Pydantic's errors as `refusal` takes them."""
-    return [(_path(error["loc"]), _message(error)) for error in errors]
-
-
-def _path(location: list[str | int]) -> str:
-    """["events", 3, "action"] -> events[3].action"""
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return path.removeprefix(".") or "body"
-
-
-def _message(error: dict[str, Any]) -> str:
-    if error["type"] == "missing":
-        return "missing; expected a value"
-    if error["type"] == "extra_forbidden":
-        return "unknown field"
-    return str(error["msg"])
 
 
 class OwnFaultsOnly(logging.Filter):
@@ -147,12 +91,3 @@ class OwnFaultsOnly(logging.Filter):
         if isinstance(error, BentoMLException):
             return error.error_code.value >= 500
         return not isinstance(error, ValidationError)
-
-
-async def _docs(request: Request) -> HTMLResponse:
-    return HTMLResponse(_PAGE)
-
-
-def docs_page() -> Starlette:
-    """The API docs at `/` and `/docs`, with the scripts BentoML ships; its own page loads a tracker."""
-    return Starlette(routes=[Route("/", _docs), Route("/docs", _docs)])

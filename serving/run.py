@@ -1,6 +1,13 @@
-"""Start the packaged service: `python -m serving.run --bento build/bento --port 3000`. What `make serve` runs."""
+"""Start the packaged service: `python -m serving.run --bento build/bento --port 3000`. What `make serve` runs.
 
+This process holds the listening socket and keeps a worker (serving.worker) serving on it; `python -m serving.swap` has it swapped for another.
+"""
+
+import asyncio
+import errno
+import logging
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -8,7 +15,12 @@ from typing import Annotated
 
 import typer
 
+from serving.demo.switch import DEMO_VARIABLE, own_machine
 from serving.state import STATE_VARIABLE
+from serving.supervisor import Supervisor
+from serving.swap import listen, runs
+
+BACKLOG = 2_048  # connections that wait to be taken, also while no worker runs
 
 QUIET = {
     "BENTOML_DO_NOT_TRACK": "True",
@@ -16,6 +28,8 @@ QUIET = {
     "FEAST_USAGE": "False",
     "POSTHOG_DISABLED": "1",
     "PYTHONWARNINGS": "ignore",
+    # Threads that wait for each other by spinning make a request ten times slower as soon as anything else wants the cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 
@@ -28,32 +42,48 @@ def serve(
     """Serve a Bento until interrupted."""
     if not (bento / "bento.yaml").is_file():
         raise _stop(f"{bento} is no Bento: no {bento / 'bento.yaml'}. Package one first: make run")
-    if not _free(host, port):
-        raise _stop(f"port {port} of {host} is taken: choose another with --port (make serve PORT=…)")
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise _stop(f"port {port} of {host} is taken: choose another with --port (make serve PORT=…)") from None
+        raise _stop(f"{host}: {error.strerror}; expected an address of this machine, such as 127.0.0.1") from None
     folder = (state or Path(os.environ.get(STATE_VARIABLE) or "var/serving")).absolute()
-    # BentoML 1.4 joins a relative path to itself, and changes into the Bento: both get absolute ones.
-    environment = {**os.environ, **QUIET, STATE_VARIABLE: str(folder), "PYTHONPYCACHEPREFIX": str(folder / "pycache")}  # a Bento is not written to
-    # BentoML empties this folder's Prometheus files when it starts: those of another service on the machine must not stand there.
-    environment["BENTOML_HOME"] = str(folder / "bentoml" / str(port))
-    environment.setdefault("NUMBA_CACHE_DIR", str(folder / "pycache" / "numba"))
-    command = [sys.executable, "-m", "bentoml", "serve", str(bento.absolute()), "--host", host, "--port", str(port)]
+    if runs(folder):
+        raise _stop(f"{folder} is the state folder of a service that runs: choose another with --state, or swap its Bento (python -m serving.swap)")
     print(f"Serving {bento} on http://{host}:{port} (API docs there, too; state in {folder}). Ready in some 20 seconds; Ctrl-C stops it.", flush=True)
-    os.execve(sys.executable, command, environment)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    asyncio.run(_supervise(listening, bento.absolute(), folder, host, port))
+
+
+async def _supervise(listening: socket.socket, bento: Path, folder: Path, host: str, port: int) -> None:
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    reached = everywhere.get(host, host)
+    url = f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+    supervisor = Supervisor(listening, environment(folder, host, port), url)
+    async with await listen(folder, supervisor.swap):
+        await supervisor.run(bento)
+
+
+def environment(folder: Path, host: str, port: int) -> dict[str, str]:
+    """A worker's: where it keeps what changes, and quiet libraries."""
+    home = folder / "bentoml" / str(port)  # of this service alone, for BentoML empties it when it starts
+    shutil.rmtree(home / "metrics", ignore_errors=True)
+    (home / "metrics").mkdir(parents=True)
+    more = {
+        STATE_VARIABLE: str(folder),
+        DEMO_VARIABLE: own_machine(host),
+        "BENTOML_HOME": str(home),
+        "PROMETHEUS_MULTIPROC_DIR": str(home / "metrics"),
+        "PYTHONPYCACHEPREFIX": str(folder / "pycache"),  # a Bento is not written to
+    }
+    inherited = {"NUMBA_CACHE_DIR": str(folder / "pycache" / "numba"), **os.environ}
+    return {**inherited, **QUIET, **more}
 
 
 def _stop(message: str) -> SystemExit:
     print(f"error: {message}", file=sys.stderr)
     return SystemExit(1)
-
-
-def _free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ BentoML imports this file in its supervisor too, so nothing heavy is imported be
 """
 
 import logging
+import os
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
@@ -13,15 +14,22 @@ from bentoml.exceptions import BentoMLException, ServiceUnavailable
 
 from longtrail.config import ServingSettings, load_config
 from longtrail.errors import LongtrailError
-from serving.errors import RequestError
-from serving.http import Gate, OwnFaultsOnly, docs_page
+from serving.control import Control
+from serving.demo.app import Demo
+from serving.demo.switch import shown
+from serving.errors import Refused, RequestError
+from serving.gate import Gate
+from serving.guard import Guarded, StoreGuard
+from serving.http import OwnFaultsOnly, refusal
+from serving.life import LIFE
 from serving.logs import RequestLog, configure
 from serving.metrics import metrics
+from serving.pages import docs_page
 from serving.schemas import Answer, EventsAnswer, EventsRequest, RankRequest, RecommendRequest
+from serving.tokens import configured
 
 ROOT = Path(__file__).resolve().parent.parent / "artifacts"
-THREADS = 4  # requests in work at once: more only wait for the same cores
-WAITING = 64  # requests taken before the next is answered 429
+GIVE_UP = 3600  # seconds: the gate gives up long before
 
 logger = logging.getLogger("bentoml.serve")
 
@@ -32,11 +40,17 @@ class BadRequest(BentoMLException):
     error_code = HTTPStatus.BAD_REQUEST
 
 
+def settings() -> ServingSettings:
+    """The Bento's settings; the defaults outside a Bento, where the service can be imported and described but not made."""
+    params = ROOT / "params.yaml"
+    return load_config(params).serving if params.exists() else ServingSettings()
+
+
 @bentoml.service(
     name="longtrail",
     workers=1,  # one process owns a state folder
-    threads=THREADS,
-    traffic={"timeout": 10, "max_concurrency": WAITING},
+    threads=settings().gate.lists + settings().gate.events,  # whoever the gate lets in finds a thread
+    traffic={"timeout": GIVE_UP},  # serving.gate bounds how many and how long: its refusals are counted, shaped, and say when to come again
     logging={"access": {"enabled": False}},
     # Threads that wait for each other by spinning make a request ten times slower as soon as anything else wants the cores.
     envs=[{"name": "OMP_WAIT_POLICY", "value": "PASSIVE"}],
@@ -49,31 +63,50 @@ class Longtrail:
     """
 
     def __init__(self) -> None:
-        configure(_settings().logs)
+        configure(settings().logs)
         self._metrics = metrics()
         self._metrics.ready(False)
         logging.getLogger("bentoml._internal.server.http_app").addFilter(OwnFaultsOnly())
         self._engine: Any = None
         try:
-            self._engine = self._open()
+            loaded = self._load()
+            Control.of_process().await_turn()  # in a swap: until the old process has given up the state folder
+            self._engine = self._open(loaded)
         except LongtrailError as error:
             # Staying up without ever being ready says more than dying and being restarted over and over.
             logger.error("not ready, and will not be: %s", error)
+            LIFE.fault = str(error)
+            return
+        LIFE.release, LIFE.close = self._release, self._close
+        LIFE.reclaim = lambda: self._reclaim(loaded)
+        LIFE.ready = True
 
-    def _open(self) -> Any:
-        """The engine, warm. Raises LongtrailError where the Bento's parts do not fit, its scores differ, or its state cannot be read."""
+    def _load(self) -> Any:
+        """All that needs no state folder. Raises LongtrailError where a file is not the one packaged, or the Bento's parts do not fit."""
         import torch
 
-        from features.online import OnlineFeatures
+        import features.online  # noqa: F401  (imports take seconds: not while the state folder changes hands)
+        import serving.engine  # noqa: F401
+        from serving.arms import load_arms
         from serving.artifacts import Artifacts
-        from serving.engine import Engine
-        from serving.state import State, StateSettings
 
         artifacts = Artifacts.open(ROOT)
         torch.set_num_threads(artifacts.settings.threads)
+        return artifacts, load_arms(artifacts)
+
+    def _open(self, loaded: Any) -> Any:
+        """The engine, warm. Raises LongtrailError where its scores differ from the offline ones, or its state cannot be read."""
+        from features.online import OnlineFeatures
+        from serving.engine import Engine
+        from serving.state import State, StateSettings
+
+        artifacts, arms = loaded
         settings = StateSettings.from_environment()
-        state = State(settings, artifacts.manifest.lineage.features, artifacts.settings.answer_log)
-        engine = Engine(artifacts, state, OnlineFeatures(artifacts.snapshot, state=state.online), timer=self._metrics.stage)
+        self._state = state = State(settings, artifacts.manifest.lineage.features, artifacts.settings.answer_log, artifacts.settings.event_log)
+        count = self._metrics
+        guard = StoreGuard(artifacts.settings.store, on_read=count.store_read, on_state=count.breaker)
+        online = Guarded(OnlineFeatures(artifacts.snapshot, state=state.online), guard)
+        engine = Engine(artifacts, state, online, timer=self._metrics.stage, arms=arms)
         difference = engine.warm_up()
         logger.info("ready: arm %s, scores within %.1e of the offline ones, state in %s", artifacts.manifest.arm, difference, settings.folder)
         lineage = artifacts.manifest.lineage
@@ -86,7 +119,31 @@ class Longtrail:
             code=(lineage.code or "")[:12],
         )
         self._metrics.ready(True)
+        self._show(engine, artifacts, online)
         return engine
+
+    def _show(self, engine: Any, artifacts: Any, online: Any) -> None:
+        """Let the demo page look at what is served."""
+        from serving.demo.people import People
+        from serving.explain import Explainer
+
+        parts = {"users": engine.users, "online": online, "popular": engine.popular, "catalogue": artifacts.catalogue}
+        explainer = Explainer(arms=engine.arms.all, retrieve=artifacts.settings.retrieve, **parts)
+        _demo.open(explainer, People(artifacts.folder / "users.parquet"), artifacts.manifest.actions)
+
+    def _release(self) -> None:
+        """Give up the state folder; lists are still answered, and logged."""
+        self._engine.release()
+        self._state.release()
+
+    def _close(self) -> None:
+        self._release()
+        self._engine.close()
+
+    def _reclaim(self, loaded: Any) -> None:
+        """Take the state folder back: the process that was to have it failed."""
+        released, self._engine = self._engine, self._open(loaded)
+        released.close()
 
     def __is_ready__(self) -> bool:
         return self._engine is not None
@@ -105,6 +162,8 @@ class Longtrail:
     def events(self, request: EventsRequest, /) -> EventsAnswer:
         """Take what people did: on disk and in their histories when this answers. All or, where one is wrong, none."""
         answer = self._do("take_events", request)
+        if not isinstance(answer, EventsAnswer):
+            return answer
         self._metrics.events("accepted", answer.accepted)
         self._metrics.events("duplicate", answer.duplicates)
         return answer
@@ -122,18 +181,16 @@ class Longtrail:
             return getattr(self._engine, method)(request)
         except RequestError as error:
             raise BadRequest(str(error)) from None
+        except Refused as error:  # as a response: BentoML would hide what it says
+            return refusal(error.status, [(error.field, error.message)], {"Retry-After": str(error.retry_after)})
 
 
-def _settings() -> ServingSettings:
-    """The Bento's settings; the defaults outside a Bento, where the service can be imported and described but not made."""
-    params = ROOT / "params.yaml"
-    return load_config(params).serving if params.exists() else ServingSettings()
-
-
+_demo = Demo(enabled=shown(settings().demo, os.environ, tokens=configured()))
 _service = cast(Any, Longtrail)  # what the decorator makes of the class
-_ENDPOINTS = {f"/{name}": name for name in ("recommend", "rank", "events")}
+_ENDPOINTS = {f"/{name}": name for name in ("recommend", "rank", "events", "demo/api/explain")}
 _service.add_asgi_middleware(
-    RequestLog, endpoints=_ENDPOINTS, settings=_settings().logs, silent=frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+    RequestLog, endpoints=_ENDPOINTS, settings=settings().logs, silent=frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 )
-_service.add_asgi_middleware(Gate, max_body_bytes=_settings().max_body_bytes, paths=("/recommend", "/rank", "/events"))
+_service.add_asgi_middleware(Gate, settings=settings(), life=LIFE)
+_service.mount_asgi_app(_demo.app(), path="/", name="demo")
 _service.mount_asgi_app(docs_page(), path="/", name="api_docs")
