@@ -141,7 +141,8 @@ class Explainer:
     def _weights(self, name: str, history: HistoryArrays, explained_U: Ints) -> tuple[Weights, int]:
         """And how many of the newest events the arm reads: the weights' places count within those."""
         scorer = self._arms[name].scorer
-        read = newest(history, scorer.ranker_history)
+        # What a ranker keeps of each user is made of the whole history, however much it reads in training.
+        read = newest(history, scorer.ranker_history if scorer.states is None else EVENTS)
         weights = weights_of(scorer.ranker, read, explained_U, self._catalogue, now())
         return weights, int(read.lengths_B[0]) if weights.kind else 0
 

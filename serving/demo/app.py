@@ -20,7 +20,8 @@ from starlette.routing import Route
 
 from serving.demo.schemas import ExplainRequest, UsersRequest
 from serving.errors import RequestError
-from serving.http import faults_of, refusal
+from serving.faults import faults_of
+from serving.http import refusal
 
 if TYPE_CHECKING:  # BentoML's supervisor mounts the routes: it need not load the models' libraries
     from serving.demo.people import People
