@@ -5,6 +5,7 @@ Logged for `serving.evidence.share` of the personal lists, by the answer's id (C
   build                the Bento whose models scored (`build_name`)
   time                 UTC µs that the ranker was told
   read, total          events read of the history (the newest), and all the user has: with the event log, a pointer to exactly this history
+  retrieved            whether the retriever chose the candidates
   user                 the user's statistics, in the order of USER_STATISTICS
   digests              8 bytes (hex) of each feature as it was read: history_items, …, and the candidates' statistics
   logits               of the candidates, in the order of the line's `candidates`: float32, base64
@@ -43,6 +44,7 @@ class Evidence:
     user: Mapping[str, Ints]  # USER_STATISTICS, each [1]
     items: Mapping[str, Ints]  # ITEM_STATISTICS, each [1, C]
     logits_C: NDArray[np.float64]
+    retrieved: bool = False  # the candidates are the retriever's
 
     def entry(self, build: str, *, full: bool) -> dict[str, Any]:
         """What is logged of it."""
@@ -52,6 +54,7 @@ class Evidence:
             "time": self.time,
             "read": int(self.history.lengths_B[0]),
             "total": self.total,
+            "retrieved": self.retrieved,
             "user": [int(self.user[name][0]) for name in USER_STATISTICS],
             "digests": {name: digest(values) for name, values in features.items()},
             "logits": base64.b64encode(self.logits_C.astype("<f4").tobytes()).decode("ascii"),

@@ -23,8 +23,6 @@ class Online(Protocol):
 
     def read(self, user_ids: Any, max_length: int, /, *, seen: bool = False) -> Read: ...
 
-    def append_events(self, user_ids: Any, item_ids: Any, action_ids: Any, times: Any, /) -> None: ...
-
 
 class PersonalLists:
     """Thread-safe. Raises what the online store's `read` raises."""
@@ -58,5 +56,5 @@ class PersonalLists:
             propensities=propensities,
             candidates=candidates,
             retrieved=retrieved,
-            evidence=Evidence(time=time, history=user.history, total=user.total, user=user.statistics, items=item_statistics, logits_C=logits_C),
+            evidence=Evidence(time=time, history=user.history, total=user.total, user=user.statistics, items=item_statistics, logits_C=logits_C, retrieved=retrieved),
         )

@@ -5,8 +5,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
-from serving.drift_window import DriftWindow
+from longtrail.drift import Reference
+from serving.drift_window import DriftWindow, RowMaker
 from serving.metrics import Metrics
 
 logger = logging.getLogger("longtrail.watch")
@@ -62,3 +64,14 @@ def _process() -> tuple[int, int]:
         return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd"))  # noqa: PTH208  (a name each, nothing more)
     except OSError:
         return 0, 0
+
+
+def watch(engine: Any, artifacts: Any, metrics: Metrics) -> Watch:
+    """The watch over a running engine (serving.engine.Engine): its lists and clicks are looked at from now on."""
+    settings = artifacts.settings.drift
+    reference = Reference.read(artifacts.folder / "reference.json")
+    maker = RowMaker(reference, artifacts.catalogue, artifacts.manifest.prior_click_rate, artifacts.manifest.users)
+    window = DriftWindow(maker, settings, users=engine.users.get, items=artifacts.catalogue.id_of)
+    engine.on_list.append(window.listed)
+    engine.on_logged.append(window.logged)
+    return Watch(metrics, window, drift_seconds=settings.every_seconds, backlog=lambda: engine.intake.backlog)
