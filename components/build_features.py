@@ -16,7 +16,7 @@ import typer
 from components.command import run
 from components.labels import Split, divide, write_examples, write_targets
 from features import definitions, sources
-from features.online import check_redis
+from features.online import OnlineFeatures, check_redis
 from features.point_in_time import PointInTime
 from features.repository import apply, duckdb_for_feast, materialise, write_repository
 from longtrail.config import Config, FeatureSettings, load_config
@@ -75,6 +75,7 @@ def _build(tables: Path, config: Config, counts: dict[str, Any], out: Path) -> N
         for name, targets in write_targets(connection, point_in_time, tables, split, out / "targets").items():
             rows[name]["targets"] = targets
         materialise(feast)
+        OnlineFeatures(feast).remember_snapshot()
         log.info("Feast: online store (%s) holds the newest %d events of each user", config.features.online_store, length)
     shutil.rmtree(spill, ignore_errors=True)
     shutil.copyfile(tables / "users.parquet", out / "users.parquet")

@@ -12,15 +12,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features.appending import Appender, Batch, RedisAppender, SQLiteAppender
 from features.definitions import HISTORY, HISTORY_ARRAYS, SERVING, USER_VIEW
 from features.direct import Reader, RedisReader, Row, SQLiteReader, number, numbers
-from features.repository import ONLINE_FILE, FeatureStoreError, online_history_length, open_repository, quiet_feast, reachable
+from features.kept import KeptStore, RedisKept, SQLiteKept
+from features.repository import ONLINE_FILE, FeatureStoreError, newest_available, online_history_length, open_repository, quiet_feast, reachable
 from longtrail.files import atomic_file
 from longtrail.history import HistoryArrays
 from longtrail.schema import USER_STATISTICS
@@ -66,7 +69,7 @@ class OnlineFeatures:
             database = feast / ONLINE_FILE if state is None else _copied(feast / ONLINE_FILE, Path(state) / f"{opened.project}.db")
             if not database.is_file():
                 raise FeatureStoreError(f"{database}: no such file; expected the online store that build_features materialises")
-            self._lock_file = database.with_suffix(".lock")
+            self._lock_file, self._database = database.with_suffix(".lock"), database
             self._store = open_repository(feast, online={"path": str(database.absolute())})
         self._lock = threading.RLock()
         with quiet_feast():
@@ -75,6 +78,8 @@ class OnlineFeatures:
             views = tuple(self._views.values())
             self._reader: Reader = RedisReader(self._store, self._client, views) if self._redis else SQLiteReader(self._store, database, views)
         self.length = online_history_length(self._store)
+        appender = partial(RedisAppender, self._store, self._client) if self._redis else partial(SQLiteAppender, self._store, database)
+        self._appender: Appender = appender(self._views[HISTORY], self.length)
         self.read([0], 1)  # connect now, not at the first request
 
     def read(self, user_ids: Sequence[int] | Ints, max_length: int, *, seen: bool = False) -> OnlineUsers:
@@ -98,32 +103,53 @@ class OnlineFeatures:
         read = self.read(user_ids, 0)
         return {"history_length": read.totals_B, **read.statistics}
 
-    def append_events(self, user_ids: Sequence[int], item_ids: Sequence[int], action_ids: Sequence[int], times: Sequence[int]) -> None:
+    def kept(self, name: str) -> KeptStore:
+        """Room for what a model keeps of each user, beside the histories of this build. `name` is the model's version: letters and digits."""
+        if self._redis:
+            return RedisKept(self._client, self._store.project, name, self._address)
+        return SQLiteKept(self._database.with_suffix(".states.sqlite"), name)
+
+    def append_events(
+        self,
+        user_ids: Sequence[int] | Ints,
+        item_ids: Sequence[int] | Ints,
+        action_ids: Sequence[int] | Ints,
+        times: Sequence[int] | Ints,
+        *,
+        log: str | None = None,
+        positions: Sequence[int] | Ints | None = None,
+        since: int | None = None,
+    ) -> Ints:
         """Put events (times in UTC µs) at the end of their users' histories, in the order given, which is the order they became available.
 
-        The newest `length` of each user are kept; history_length counts all. What is appended can be read when this returns.
+        The newest `length` of each user are kept; history_length counts all. What is appended can be read when this returns, all of it or none.
+        Events of a log carry its name and their `positions` in it, which grow strictly: what the store has of that log already is left out, so that
+        a writer may try again. `since` is where the writer believes the store to be. Returns [n] the history_length of each event's user right
+        after it, 0 for an event that is left out. Raises FeatureStoreError, StoreWentBackError where the store has less of the log than `since`.
         """
-        users_n = np.asarray(user_ids, dtype=np.int64)
-        events = [np.asarray(values, dtype=np.int64) for values in (item_ids, action_ids, times)]
-        if any(values.shape != users_n.shape for values in events):
-            raise ValueError(f"append_events: {len(users_n)} users, {[len(v) for v in events]} items, actions, times; expected as many of each")
+        users_n, items_n, actions_n, times_n = (np.asarray(values, dtype=np.int64) for values in (user_ids, item_ids, action_ids, times))
+        lengths = [len(values) for values in (items_n, actions_n, times_n)]
+        if lengths != [len(users_n)] * 3:
+            raise ValueError(f"append_events: {len(users_n)} users, {lengths} items, actions, times; expected as many of each")
         if len(users_n) == 0:
-            return
-        order = np.argsort(users_n, kind="stable")
-        users_B, starts_B, counts_B = np.unique(users_n[order], return_index=True, return_counts=True)
-        events = [values[order] for values in events]
-        with self._writing():
-            values, _ = self._values(users_B)
-            rows = []
-            for b, (user, start, count) in enumerate(zip(users_B, starts_B, counts_B, strict=True)):
-                added = slice(start, start + count)
-                kept = (
-                    np.concatenate([_array(values[name][b], self.length), new[added]])[-self.length :]
-                    for name, new in zip(HISTORY_ARRAYS, events, strict=True)
-                )
-                total = values["history_length"][b].int64_val + int(count)
-                rows.append((int(user), dict(zip(HISTORY_ARRAYS, kept, strict=True)) | {"history_length": total}))
-            self._write(HISTORY, rows)
+            return users_n
+        positions_n = None if positions is None else np.asarray(positions, dtype=np.int64)
+        batch = Batch(users_n=users_n, items_n=items_n, actions_n=actions_n, times_n=times_n, log=log, positions_n=positions_n, since=since)
+        with reachable(self._address):
+            return self._appender.append(batch)
+
+    def applied(self, log: str) -> int:
+        """The position in `log` up to which its events are in the histories; that of the newest event materialised where it is not known."""
+        with reachable(self._address):
+            return self._appender.applied(log)
+
+    def remember_snapshot(self) -> None:
+        """Note how far the log reached that the store was materialised from: the newest event's available_at. A second time changes nothing.
+
+        A service over this store then applies what its own log has since, for there an event's place is when it became available.
+        """
+        with reachable(self._address):
+            self._appender.seed(newest_available(Path(self._store.repo_path)))
 
     def record_impressions(self, user_ids: Sequence[int]) -> None:
         """Count one impression for each id given (repeat an id to count several)."""

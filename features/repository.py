@@ -105,6 +105,16 @@ def _newest(folder: Path) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=rows[0][0])
 
 
+def newest_available(folder: Path) -> int:
+    """When the newest event of the offline histories became available, UTC µs; 0 without any."""
+    import duckdb
+
+    with duckdb.connect() as connection:
+        file = {"file": str(folder / "offline" / f"{HISTORY}.parquet")}
+        rows = connection.execute("SELECT epoch_us(max(created)) FROM read_parquet($file)", file).fetchall()
+    return int(rows[0][0] or 0)
+
+
 def online_history_length(store: Any) -> int:
     """Events of each user that the online store keeps."""
     return int(store.get_feature_view(HISTORY).tags[LENGTH_TAG])

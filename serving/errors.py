@@ -18,3 +18,14 @@ class Unavailable(LongtrailError):  # noqa: N818  (a state of affairs; every cal
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Refused(LongtrailError):  # noqa: N818  (a state of affairs that passes)
+    """The service cannot take this now (HTTP 503, 507). `retry_after` is when to try again, in seconds."""
+
+    def __init__(self, status: int, field: str, message: str, *, retry_after: int) -> None:
+        super().__init__(f"{field}: {message}")
+        self.status = status
+        self.field = field
+        self.message = message
+        self.retry_after = retry_after

@@ -13,25 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow as pa
 import typer
 import yaml
 
 from longtrail.errors import DatasetError, LongtrailError
 from longtrail.files import atomic_directory
 from serving.answer_log import ANSWERS
+from serving.event_log import FOLDER
+from serving.event_records import COLUMNS, damaged_lines, read_events
 from serving.lists import FALLBACK_ARM
 from serving.segments import SHOWN, load_answers, quoted
-
-_EVENTS = {
-    "event_id": "VARCHAR",
-    "user": "VARCHAR",
-    "item": "VARCHAR",
-    "timestamp": "BIGINT",
-    "action": "VARCHAR",
-    "value": "DOUBLE",
-    "request": "VARCHAR",
-    "written_at": "BIGINT",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +45,7 @@ def export_log(state: Path, out: Path, *, fallback: bool = False) -> Exported:
     """
     import duckdb
 
-    events = state / "log" / "events.csv"
+    events = state / "log" / FOLDER
     for place in (state / "log" / ANSWERS, events):
         if not place.exists():
             raise DatasetError(f"{place}: not there; expected the log of a service whose state folder is {state}")
@@ -87,21 +79,16 @@ def export_log(state: Path, out: Path, *, fallback: bool = False) -> Exported:
     return Exported(impressions=impressions, clicks=clicks, candidates=candidates, events=others, clicks_without_impression=stray, torn_lines=torn)
 
 
-def _read_events(connection: Any, events: Path) -> int:
-    """Table `events`; returns how many lines were no rows."""
-    columns = ", ".join(f"'{name}': '{kind}'" for name, kind in _EVENTS.items())
-    connection.execute(
-        f"CREATE TABLE events AS SELECT * FROM read_csv({quoted(events)}, header = true, delim = ',', quote = '\"', escape = '\"', "
-        f"nullstr = '', allow_quoted_nulls = false, auto_detect = false, ignore_errors = true, parallel = false, columns = {{{columns}}}) "
-        "WHERE user IS NOT NULL AND written_at IS NOT NULL"
-    )
-    return _lines(events) - 1 - _count(connection, "FROM events")  # 1: the header
-
-
-def _lines(path: Path) -> int:
-    """Lines that hold anything."""
-    with path.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+def _read_events(connection: Any, folder: Path) -> int:
+    """Table `events`; returns how many lines were no whole records."""
+    kinds = {"timestamp": pa.int64(), "value": pa.float64(), "written_at": pa.int64()}
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS[:-1]])
+    connection.register("part", schema.empty_table())
+    connection.execute("CREATE TABLE events AS FROM part")
+    for chunk in read_events(folder):
+        connection.register("part", pa.table({name: [getattr(event, name) for event in chunk] for name in schema.names}, schema=schema))
+        connection.execute("INSERT INTO events FROM part")
+    return damaged_lines(folder)
 
 
 def _write(connection: Any, query: str, path: Path) -> int:

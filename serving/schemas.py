@@ -3,11 +3,21 @@ and are checked by the engine, because a Bento's limits are its own."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from longtrail.schema import IMPRESSIONS, INTERACTIONS, ITEMS, Column
+from serving.faults import faults_of
 
 MAX_KEY = 512  # characters; our choice: longer than any key we met, short enough to log
 
@@ -65,13 +75,34 @@ class Event(Request):
     request_id: Key | None = Field(
         None, description="the answer (its request_id) in which the item was clicked: makes the event that impression's click"
     )
-    event_id: Key | None = Field(None, description="your own id: an id met before is counted as a duplicate and changes nothing")
+    event_id: Key | None = Field(
+        None, description="your own id, unique among all your events: what stands in the log already is counted as a duplicate and changes nothing"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BadEvent:
+    """A row of a batch that is no event: the first field that is wrong, and how."""
+
+    field: str
+    message: str
+
+
+def _event_or_fault(value: Any, handler: ValidatorFunctionWrapHandler) -> "Event | BadEvent":
+    """A row that is wrong must not cost the others."""
+    try:
+        return cast(Event, handler(value))
+    except ValidationError as error:
+        field, message = faults_of(error.errors(include_url=False, include_input=False, include_context=False)[:1])[0]
+        return BadEvent("event" if field == "body" else field, message)
 
 
 class EventsRequest(Request):
-    """A batch of events. All are taken, or, if one is wrong, none."""
+    """A batch of events. Each row is taken, known already, or rejected with a reason; what is wrong with one does not hold up the others."""
 
-    events: list[Event] = Field(min_length=1, description="in the order they happened; at most serving.max_events of params.yaml (1,000 by default)")
+    events: list[Annotated[Event, WrapValidator(_event_or_fault)]] = Field(
+        min_length=1, description="in the order they happened; at most serving.max_events of params.yaml (1,000 by default)"
+    )
 
 
 @dataclass(slots=True)
@@ -100,12 +131,25 @@ class Answer(BaseModel):
     items: list[ShownItem] = Field(description="the list, best place first; shorter than k where there are fewer candidates")
 
 
-class EventsAnswer(BaseModel):
-    """What became of a batch of events: it is on disk and in the histories before this is sent."""
+class Rejection(BaseModel):
+    """Why one row of a batch was not taken."""
 
-    accepted: int = Field(ge=0, description="events written to the log and appended to histories")
-    duplicates: int = Field(ge=0, description="events whose event_id was met before")
+    place: int = Field(ge=0, description="the row's place in `events`, from 0")
+    field: str = Field(description="the first field that is wrong; `event` where the row is no object")
+    message: str = Field(description="what is wrong with it, and what was expected")
+
+
+class EventsAnswer(BaseModel):
+    """What became of a batch of events: accepted + duplicates + rejected are all of them. What is accepted is on disk before this is sent."""
+
+    accepted: int = Field(ge=0, description="events written to the log: on disk, and in the histories (but for `pending`)")
+    duplicates: int = Field(ge=0, description="events whose event_id stands in the log already, or twice in this batch; they change nothing")
+    rejected: int = Field(ge=0, description="events that are wrong; sending them again unchanged does not help")
+    pending: int = Field(
+        ge=0, description="accepted events that are not in the histories yet: the online store does not answer; they follow by themselves"
+    )
     new_users: int = Field(ge=0, description="users met for the first time")
+    rejections: list[Rejection] = Field(description="why, for the first 100 that were rejected")
 
 
 def microseconds(moment: datetime) -> int:

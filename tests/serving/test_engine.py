@@ -1,6 +1,5 @@
 """The engine without HTTP: exploration, fallbacks and events against slow oracles; logs, state and parity at their edges."""
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,10 @@ from serving.answer_log import AnswerLog, LoggedAnswer
 from serving.artifacts import ARTIFACTS, Artifacts, Manifest
 from serving.engine import Engine
 from serving.errors import RequestError
+from serving.event_log import EventLog
+from serving.event_records import LoggedEvent
 from serving.export_log import export_log
-from serving.log import EVENT_COLUMNS, AppendLog, EventLog, LoggedEvent
+from serving.log import AppendLog
 from serving.parity import FILE, SCHEMA, check_parity
 from serving.schemas import Event, EventsRequest, RankRequest, RecommendRequest
 from serving.scoring import newest
@@ -100,6 +101,9 @@ def test_events_outlive_a_restart(artifacts: Artifacts, tmp_path: Path) -> None:
         answer = own.take_events(EventsRequest(events=[event]))
         assert (answer.accepted, answer.duplicates, answer.new_users) == ((1, 0, 1), (0, 1, 0))[round_]
         assert own.rank(RankRequest(user_id="somebody", candidates=[artifacts.catalogue.keys[1]])).fallback is None
+        if round_ == 0:
+            own.intake.close()
+            own._state.close()
     another = Event(user_id="another", item_id=artifacts.catalogue.keys[3], action="click")
     own.take_events(EventsRequest(events=[another]))
     ids = list(own._state.new_users().values())
@@ -212,17 +216,6 @@ def logged(**values: Any) -> LoggedEvent:
     )
 
 
-def test_events_are_written_as_csv_and_their_ids_remembered(tmp_path: Path) -> None:
-    log = EventLog(tmp_path)
-    log.append([logged(event_id="a", user='u,"1"', value=0.1), logged(event_id="b", request="r"), logged()])
-    log.close()
-    with (tmp_path / "events.csv").open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    assert tuple(rows[0]) == EVENT_COLUMNS and rows[0]["user"] == 'u,"1"' and float(rows[0]["value"]) == 0.1 and rows[1]["request"] == "r"
-    again = EventLog(tmp_path)
-    assert not again.is_new("a") and not again.is_new("b") and again.is_new("c") and again.is_new(None)
-
-
 def answer(request: str, **values: Any) -> LoggedAnswer:
     standard: dict[str, Any] = {
         "user": "u1",
@@ -233,6 +226,7 @@ def answer(request: str, **values: Any) -> LoggedAnswer:
         "model": "sam",
         "fallback": None,
         "items": ["a"],
+        "scores": [0.5],
         "propensities": [1.0],
         "candidates": ["a"],
     }
@@ -242,19 +236,20 @@ def answer(request: str, **values: Any) -> LoggedAnswer:
 def test_the_log_is_exported_row_by_row(tmp_path: Path) -> None:
     """A dozen rows that can be checked by hand."""
     answers, events = AnswerLog(tmp_path / "log"), EventLog(tmp_path / "log")
-    answers.append(answer("r1", user='u,"1"', items=["a", "b"], propensities=[0.1 + 0.2, 1 / 3], candidates=["a", "b", "c"]))
+    answers.append(answer("r1", user='u,"1"', items=["a", "b"], scores=[0.5, 0.4], propensities=[0.1 + 0.2, 1 / 3], candidates=["a", "b", "c"]))
     answers.append(answer("r2", timestamp=8, arm="popularity_fallback", model=None, fallback="unknown user"))
-    answers.append(answer("r3", timestamp=9, items=[], propensities=[], candidates=[]))
+    answers.append(answer("r3", timestamp=9, items=[], scores=[], propensities=[], candidates=[]))
     answers.append(answer("r4", timestamp=10, items=["c"], candidates=["c"]))
     events.append(
         [logged(item="b", request="r1", event_id="e1"), logged(item="b", request="r1"), logged(item="z", request="r1"), logged(action="view")]
     )
     answers.close()
     events.close()
+    next((tmp_path / "log" / "events").glob("*.csv")).open("a").write("e9,u,torn")
     next((tmp_path / "log" / "answers").glob("*.jsonl")).open("a").write('{"request_id": "r9", "us')
     exported = export_log(tmp_path, tmp_path / "out")
     assert (exported.impressions, exported.clicks, exported.candidates, exported.events) == (3, 1, 4, 2)
-    assert (exported.clicks_without_impression, exported.torn_lines) == (1, 1)
+    assert (exported.clicks_without_impression, exported.torn_lines) == (1, 2)
     rows = pq.read_table(tmp_path / "out" / "impressions.parquet").to_pylist()
     found = [(r["request"], r["position"], r["user"], r["item"], r["click"], r["propensity"], r["policy"]) for r in rows]
     assert found == [

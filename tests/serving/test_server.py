@@ -1,5 +1,6 @@
 """The packaged service, through HTTP, as `make serve` starts it."""
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from longtrail.files import read_json
 from longtrail.history import HistoryArrays
 from longtrail.models.store import load_model
 from longtrail.schema import ITEM_STATISTICS
+from serving.event_records import read_events
 from serving.export_log import export_log
 from tests.serving.bento import SERVING, Outputs, log_lines
 from tests.serving.conftest import Running
@@ -143,7 +145,7 @@ def test_events_reach_the_history_at_once(running: Running) -> None:
         {"user_id": user, "item_id": taken, "action": "view", "timestamp": at.isoformat()},
         {"user_id": user, "item_id": "i0003", "action": "click", "timestamp": at.isoformat(), "value": 2.5},
     ]
-    assert post(running, "/events", {"events": sent}) == {"accepted": 2, "duplicates": 0, "new_users": 0}
+    assert post(running, "/events", {"events": sent}) == taken_all(2)
     micros = pd.Timestamp(at).value // 1000
     expected = offline_logits(running.made, user, ITEMS[:40], more=[(taken, "view", micros), ("i0003", "click", micros)])
     unchanged = offline_logits(running.made, user, ITEMS[:40])
@@ -155,7 +157,7 @@ def test_events_reach_the_history_at_once(running: Running) -> None:
 
 def test_a_new_user_has_a_history_from_the_first_event_on(running: Running) -> None:
     event = {"user_id": 'newcomer, "the" élan', "item_id": "i0007", "action": "click"}
-    assert post(running, "/events", {"events": [event]}) == {"accepted": 1, "duplicates": 0, "new_users": 1}
+    assert post(running, "/events", {"events": [event]}) == taken_all(1, new_users=1)
     answer = post(running, "/recommend", {"user_id": event["user_id"], "k": 20})
     assert answer["fallback"] is None and answer["user_id"] == event["user_id"]
     assert "i0007" not in {item["item_id"] for item in answer["items"]}
@@ -163,8 +165,8 @@ def test_a_new_user_has_a_history_from_the_first_event_on(running: Running) -> N
 
 def test_an_event_id_counts_once(running: Running) -> None:
     event = {"user_id": "u0030", "item_id": "i0007", "action": "click", "event_id": "e-1"}
-    assert post(running, "/events", {"events": [event, event]}) == {"accepted": 1, "duplicates": 1, "new_users": 0}
-    assert post(running, "/events", {"events": [event, {**event, "event_id": "e-2"}]}) == {"accepted": 1, "duplicates": 1, "new_users": 0}
+    assert post(running, "/events", {"events": [event, event]}) == taken_all(1, duplicates=1)
+    assert post(running, "/events", {"events": [event, {**event, "event_id": "e-2"}]}) == taken_all(1, duplicates=1)
 
 
 RANK, EVENT = {"user_id": "u0001", "candidates": ["i0001"]}, {"user_id": "u0001", "item_id": "i0001", "action": "click"}
@@ -195,15 +197,10 @@ REFUSED = [
     ("/recommend", {"user_id": "u0001", "candidates": ["nothing"]}, "candidates[0]", "unknown item"),
     ("/events", {"events": []}, "events", "at least 1 item"),
     ("/events", {"events": [EVENT] * 6}, "events", "at most 5"),
-    ("/events", {"events": [EVENT, EVENT | {"item_id": "nothing"}]}, "events[1].item_id", "unknown item"),
-    ("/events", {"events": [EVENT | {"action": "stare"}]}, "events[0].action", "one of click, view"),
-    ("/events", {"events": [EVENT | {"timestamp": "yesterday"}]}, "events[0].timestamp", "valid datetime"),
-    ("/events", {"events": [EVENT | {"timestamp": "2026-01-01T00:00:00"}]}, "events[0].timestamp", "timezone"),
-    ("/events", {"events": [EVENT | {"timestamp": "2200-01-01T00:00:00Z"}]}, "events[0].timestamp", "in the future"),
-    ("/events", {"events": [EVENT | {"timestamp": "1900-01-01T00:00:00Z"}]}, "events[0].timestamp", "before 1970"),
-    ("/events", {"events": [EVENT | {"value": "much"}]}, "events[0].value", "valid number"),
-    ("/events", b'{"events": [{"user_id": "u0001", "item_id": "i0001", "action": "click", "value": 1e999}]}', "events[0].value", "finite"),
-    ("/events", {"events": [EVENT | {"userid": "u0001"}]}, "events[0].userid", "unknown field"),
+    ("/events", {"events": EVENT}, "events", "valid array"),
+    ("/events", {"event": [EVENT]}, "events", "missing"),
+    ("/events", [EVENT], "body", "object"),
+    ("/events", b'{"events": [', "body", "Invalid JSON"),
 ]
 
 
@@ -231,10 +228,51 @@ def test_other_refusals(running: Running) -> None:
     assert running.client.post("/rank", json=RANK).status_code == 200, "the service lives on"
 
 
-def test_a_refused_batch_of_events_changes_nothing(running: Running) -> None:
-    before = (running.state / "log" / "events.csv").read_bytes()
-    assert running.client.post("/events", json={"events": [EVENT, EVENT | {"action": "stare"}]}).status_code == 400
-    assert (running.state / "log" / "events.csv").read_bytes() == before
+REJECTED = [
+    # row, field named, what is said
+    (EVENT | {"item_id": "nothing"}, "item_id", "unknown item 'nothing'"),
+    (EVENT | {"action": "stare"}, "action", "one of click, view"),
+    (EVENT | {"timestamp": "yesterday"}, "timestamp", "valid datetime"),
+    (EVENT | {"timestamp": "2026-01-01T00:00:00"}, "timestamp", "timezone"),
+    (EVENT | {"timestamp": "2200-01-01T00:00:00Z"}, "timestamp", "in the future"),
+    (EVENT | {"timestamp": "1900-01-01T00:00:00Z"}, "timestamp", "before 1970"),
+    (EVENT | {"value": "much"}, "value", "valid number"),
+    (EVENT | {"value": float("inf")}, "value", "finite"),
+    (EVENT | {"userid": "u0001"}, "userid", "unknown field"),
+    (EVENT | {"user_id": "a\nb"}, "user_id", "pattern"),
+    (EVENT | {"event_id": ""}, "event_id", "at least 1 character"),
+    ({"item_id": "i0001", "action": "click"}, "user_id", "missing"),
+    ("click", "event", "object"),
+    (None, "event", "object"),
+]
+
+
+@pytest.mark.parametrize(("row", "field", "says"), REJECTED)
+def test_a_bad_row_is_rejected_with_a_reason_and_costs_the_others_nothing(running: Running, row: Any, field: str, says: str) -> None:
+    body = json.dumps({"events": [EVENT, row, EVENT]}).replace("Infinity", "1e999")
+    before = lines_of_events(running)
+    response = running.client.post("/events", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    (rejection,) = answer.pop("rejections")
+    assert answer == {"accepted": 2, "duplicates": 0, "rejected": 1, "pending": 0, "new_users": 0}
+    assert rejection["place"] == 1 and rejection["field"] == field and says in rejection["message"]
+    assert lines_of_events(running) == before + 2
+
+
+def test_a_batch_of_bad_rows_changes_nothing(running: Running) -> None:
+    before = lines_of_events(running)
+    answer = post(running, "/events", {"events": [EVENT | {"x" * 1_000: 1}] * 5})
+    assert (answer["accepted"], answer["rejected"]) == (0, 5) and [r["place"] for r in answer["rejections"]] == [0, 1, 2, 3, 4]
+    assert all(len(rejection["field"]) <= 300 for rejection in answer["rejections"]) and lines_of_events(running) == before
+
+
+def lines_of_events(running: Running) -> int:
+    return sum(len(chunk) for chunk in read_events(running.state / "log" / "events"))
+
+
+def taken_all(accepted: int, *, duplicates: int = 0, new_users: int = 0) -> dict[str, Any]:
+    return {"accepted": accepted, "duplicates": duplicates, "rejected": 0, "pending": 0, "new_users": new_users, "rejections": []}
 
 
 def test_probes_metrics_and_docs(running: Running) -> None:
@@ -266,8 +304,8 @@ def test_many_clients_at_once(running: Running) -> None:
         list(pool.map(visit, range(40)))
     ids = [line["request_id"] for line in log_lines(running.state)]
     assert len(ids) == len(set(ids))
-    logged = pd.read_csv(running.state / "log" / "events.csv", dtype=str)
-    assert logged.event_id.str.startswith("many-", na=False).sum() == 40
+    logged = [event.event_id for chunk in read_events(running.state / "log" / "events") for event in chunk if event.event_id]
+    assert sorted(name for name in logged if name.startswith("many-")) == sorted(f"many-{number}" for number in range(40))
 
 
 def visit_lists(running: Running) -> dict[str, list[str]]:
@@ -321,11 +359,12 @@ def test_the_log_is_the_next_input(running: Running, tmp_path: Path) -> None:
 def test_the_event_log_is_read_by_ingest_as_it_is(running: Running, tmp_path: Path) -> None:
     visit_lists(running)
     columns = {name: name for name in ("user", "item", "timestamp", "action", "value", "written_at")}
-    dataset = {"kind": "event_log", "source": str(running.state / "log" / "events.csv"), "columns": columns, "timestamp_unit": "us"}
+    dataset = {"kind": "event_log", "source": str(running.state / "log" / "events" / "*.csv"), "columns": columns, "timestamp_unit": "us"}
     tables = ingest(running.made, tmp_path, dataset)
-    rows = pd.read_csv(running.state / "log" / "events.csv")
+    rows = [event for chunk in read_events(running.state / "log" / "events") for event in chunk]
     done = pq.read_table(tables / "interactions.parquet")
-    assert done.num_rows == len(rows) and sorted(done["action"].to_pylist()) == sorted(rows.action)
+    assert done.num_rows == len(rows) and sorted(done["action"].to_pylist()) == sorted(event.action for event in rows)
+    assert sorted(done["available_at"].cast("int64").to_pylist()) == [event.written_at for event in rows], "an event is available when it was logged"
 
 
 def test_the_log_is_the_next_ab_test(running: Running, tmp_path: Path) -> None:
