@@ -159,13 +159,19 @@ class Longtrail:
         return self._answer("rank", request)
 
     @bentoml.api(route="/events")
-    def events(self, request: EventsRequest, /) -> EventsAnswer:
-        """Take what people did: on disk and in their histories when this answers. All or, where one is wrong, none."""
-        answer = self._do("take_events", request)
-        if not isinstance(answer, EventsAnswer):
-            return answer
-        self._metrics.events("accepted", answer.accepted)
-        self._metrics.events("duplicate", answer.duplicates)
+    async def events(self, request: EventsRequest, /) -> EventsAnswer:
+        """Take what people did, row by row: what is accepted is on disk when this answers, and in the histories unless `pending` says otherwise."""
+        self._metrics.taken()
+        if self._engine is None:
+            raise ServiceUnavailable("not ready: see the service's log")
+        try:
+            answer: EventsAnswer = await self._engine.intake.take_soon(request)  # waits for a disk, not for a core: no thread is held
+        except RequestError as error:
+            raise BadRequest(str(error)) from None
+        except Refused as error:
+            return _not_now(error)
+        for outcome, count in (("accepted", answer.accepted), ("duplicate", answer.duplicates), ("rejected", answer.rejected)):
+            self._metrics.events(outcome, count)
         return answer
 
     def _answer(self, endpoint: str, request: Any) -> Any:
@@ -181,8 +187,13 @@ class Longtrail:
             return getattr(self._engine, method)(request)
         except RequestError as error:
             raise BadRequest(str(error)) from None
-        except Refused as error:  # as a response: BentoML would hide what it says
-            return refusal(error.status, [(error.field, error.message)], {"Retry-After": str(error.retry_after)})
+        except Refused as error:
+            return _not_now(error)
+
+
+def _not_now(error: Refused) -> Any:
+    """As a response: BentoML would hide what it says."""
+    return refusal(error.status, [(error.field, error.message)], {"Retry-After": str(error.retry_after)})
 
 
 _demo = Demo(enabled=shown(settings().demo, os.environ, tokens=configured()))
