@@ -23,7 +23,7 @@ from typing import Any
 from longtrail.config import AnswerLogSettings
 from serving.log import AppendLog
 
-ANSWERS = "answers"  # the folder below log/
+ANSWERS, SHADOW = "answers", "shadow"  # folders below log/
 
 # Types of LoggedAnswer's fields, as DuckDB writes them.
 ANSWER_COLUMNS = {
@@ -36,6 +36,7 @@ ANSWER_COLUMNS = {
     "model": "VARCHAR",
     "fallback": "VARCHAR",
     "items": "VARCHAR[]",
+    "scores": "DOUBLE[]",
     "propensities": "DOUBLE[]",
     "candidates": "VARCHAR[]",
     "evidence": "JSON",
@@ -59,6 +60,7 @@ class LoggedAnswer:
     model: str | None
     fallback: str | None
     items: Sequence[str]
+    scores: Sequence[float]  # P(click); in a fallback the items' own click rates
     propensities: Sequence[float]
     candidates: Sequence[str]
     evidence: dict[str, Any] | None = None  # serving.evidence, for a sample
@@ -72,11 +74,15 @@ class AnswerLog:
         folder: Path,
         settings: AnswerLogSettings | None = None,
         *,
+        name: str = ANSWERS,
         convert: Callable[[Path], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`convert(folder)` is called, in a thread, when a segment was closed and at the start where others left some; default: `convert_aside`."""
-        self._folder = folder / ANSWERS
+        """Segments stand in `folder / name`.
+
+        `convert(folder)` is called, in a thread, when a segment was closed and at the start where others left some; default: `convert_aside`.
+        """
+        self._folder = folder / name
         self._folder.mkdir(parents=True, exist_ok=True)
         self._settings = settings or AnswerLogSettings()
         self._convert = convert or convert_aside
