@@ -1,48 +1,116 @@
-# The image every step of the pipeline runs in. Name a target, `cpu` or `cuda`; both run as a user without rights.
-#   docker build --target cpu -t longtrail:latest .
-#   docker build --target cuda --build-arg CUDA_BASE=nvidia/cuda:13.0.0-runtime-ubuntu24.04 -t longtrail:cuda .
-# Any base with Python 3.11 or 3.12, venv and git will do. During the build nothing but the package registries is reached; a mirror, or an
-# index with CPU-only wheels of torch, is named by pip's own variables: --build-arg PIP_INDEX_URL=… --build-arg PIP_EXTRA_INDEX_URL=…
-ARG CPU_BASE=python:3.11-slim-bookworm
-ARG CUDA_BASE=nvidia/cuda:13.0.0-runtime-ubuntu24.04
+# Three images, each locked, without root, and content with a read-only root file system (scratch: /tmp):
+#   data    ingest, validate, build_features                        docker build --target data  -t longtrail-data .
+#   train   every step of the pipeline                              docker build --target train -t longtrail-train .
+#   bento   the packaged service, from build/bento                  docker build --target bento -t longtrail-bento .
+# `make images` builds them all. Any base with Python 3.11 or 3.12 and venv will do; a GPU image on NVIDIA's own base:
+#   --build-arg TRAIN_BASE=nvidia/cuda:13.0.0-runtime-ubuntu24.04
+# During the build nothing but the package registries is reached; a mirror, or an index with CPU-only wheels of torch, is named by pip's own
+# variables: --build-arg PIP_INDEX_URL=… --build-arg PIP_EXTRA_INDEX_URL=…
+ARG BASE=python:3.11-slim-bookworm
+ARG TRAIN_BASE=${BASE}
 
-FROM ${CPU_BASE} AS build-cpu
+# ---------------------------------------------------------------- data
+
+FROM ${BASE} AS build-data
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
-WORKDIR /longtrail
-COPY requirements.lock ./
-RUN python3 -m venv /venv && /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r requirements.lock
-COPY . .
-RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation --editable .
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
+COPY requirements.lock pyproject.toml ./
+COPY tools/requirements.py tools/
+RUN python3 -m venv /venv \
+    && python3 tools/requirements.py data > wanted.txt \
+    && /venv/bin/python -m pip install --constraint requirements.lock --requirement wanted.txt
 
-FROM ${CPU_BASE} AS cpu
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 BENTOML_DO_NOT_TRACK=True DVC_NO_ANALYTICS=1 FEAST_USAGE=False HOME=/tmp
-COPY --from=build-cpu /venv /venv
-COPY --from=build-cpu /longtrail /longtrail
+FROM ${BASE} AS data
+ARG GIT_COMMIT=unknown
+LABEL org.opencontainers.image.title="Longtrail: data" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${GIT_COMMIT}"
+ENV PATH=/venv/bin:$PATH PYTHONPATH=/longtrail PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib \
+    FEAST_USAGE=False LONGTRAIL_COMMIT=${GIT_COMMIT}
+COPY --from=build-data /venv /venv
+COPY longtrail /longtrail/longtrail
+COPY components /longtrail/components
+COPY features /longtrail/features
+COPY pipelines /longtrail/pipelines
 WORKDIR /longtrail
 USER 10001:10001
-CMD ["python", "-c", "import components; print('Longtrail: run python -m components.STEP --help')"]
+# A step runs to its end; its exit code is its health.
+HEALTHCHECK NONE
+CMD ["python", "-m", "components.ingest", "--help"]
 
-FROM ${CUDA_BASE} AS base-cuda
-RUN apt-get update \
-    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 python3-venv git \
-    && rm -rf /var/lib/apt/lists/*
+# ---------------------------------------------------------------- train
 
-FROM base-cuda AS build-cuda
+FROM ${TRAIN_BASE} AS base-train
+# Python where the base has none (CUDA's have not), and git, which DVC's libraries look for.
+# hadolint ignore=DL3008
+RUN if ! command -v git >/dev/null || ! python3 -c 'import ensurepip' 2>/dev/null; then \
+        apt-get update \
+        && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 python3-venv git \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
+
+FROM base-train AS build-train
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
-WORKDIR /longtrail
-COPY requirements.lock ./
-RUN python3 -m venv /venv && /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r requirements.lock
-COPY . .
-RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation --editable .
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
+COPY requirements.lock pyproject.toml ./
+COPY tools/requirements.py tools/
+RUN python3 -m venv /venv \
+    && /venv/bin/python tools/requirements.py train > wanted.txt \
+    && /venv/bin/python -m pip install --constraint requirements.lock --requirement wanted.txt
 
-FROM base-cuda AS cuda
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 BENTOML_DO_NOT_TRACK=True DVC_NO_ANALYTICS=1 FEAST_USAGE=False HOME=/tmp
-COPY --from=build-cuda /venv /venv
-COPY --from=build-cuda /longtrail /longtrail
+FROM base-train AS train
+ARG GIT_COMMIT=unknown
+LABEL org.opencontainers.image.title="Longtrail: every step" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${GIT_COMMIT}"
+ENV PATH=/venv/bin:$PATH PYTHONPATH=/longtrail PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib \
+    NUMBA_CACHE_DIR=/tmp/numba FEAST_USAGE=False BENTOML_DO_NOT_TRACK=True DVC_NO_ANALYTICS=1 LONGTRAIL_COMMIT=${GIT_COMMIT}
+COPY --from=build-train /venv /venv
+COPY longtrail /longtrail/longtrail
+COPY components /longtrail/components
+COPY features /longtrail/features
+COPY pipelines /longtrail/pipelines
+COPY serving /longtrail/serving
 WORKDIR /longtrail
 USER 10001:10001
-CMD ["python", "-c", "import components, torch; print('Longtrail: run python -m components.STEP --help; CUDA:', torch.cuda.is_available())"]
+HEALTHCHECK NONE
+CMD ["python", "-m", "components.train", "--help"]
+
+# ---------------------------------------------------------------- bento
+
+FROM ${BASE} AS build-bento
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
+COPY requirements.lock ./
+COPY build/bento/env/python/requirements.txt ./
+RUN python3 -m venv /venv \
+    && /venv/bin/python -m pip install --constraint requirements.lock --requirement requirements.txt \
+    && mkdir /state
+
+FROM ${BASE} AS bento
+ARG GIT_COMMIT=unknown
+LABEL org.opencontainers.image.title="Longtrail: the packaged service" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${GIT_COMMIT}"
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp LONGTRAIL_STATE=/state
+COPY --from=build-bento /venv /venv
+COPY --from=build-bento --chown=10001:10001 /state /state
+COPY build/bento /bento
+# The service starts from the code in the Bento; a new one that is swapped in brings its own.
+WORKDIR /bento/src
+USER 10001:10001
+VOLUME /state
+EXPOSE 3000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:3000/livez', timeout=4)"]
+ENTRYPOINT ["python", "-m", "serving.run", "--bento", "/bento"]
+CMD ["--host", "0.0.0.0", "--port", "3000"]

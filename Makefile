@@ -10,11 +10,19 @@ export PYTHONWARNINGS := ignore
 # Set on the command line, e.g. `make serve PORT=8080`.
 PORT ?= 3000
 WORKERS ?= 2
+OVERLAY ?= small
 
-.PHONY: help run test serve pipeline setup lint clean
+# Of the images: `make images TAG=1.4`, `make push REGISTRY=… TAG=1.4`; pip's variables name a mirror, or an index of CPU-only wheels of torch.
+DOCKER ?= docker
+TAG ?= $(shell git describe --always --dirty 2>/dev/null || echo latest)
+IMAGES ?= data train $(if $(wildcard build/bento/bento.yaml),bento)
+BUILD_ARGS = $(foreach name,BASE TRAIN_BASE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS,$(if $($(name)),--build-arg $(name)))
+export BASE TRAIN_BASE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS
+
+.PHONY: help run test serve pipeline images push test-images manifests setup lint clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/.ready ## raw log -> validated -> features -> trained -> evaluated -> A/B-tested -> packaged
 	@python -m pipelines.local
@@ -27,6 +35,24 @@ serve: $(VENV)/.ready ## the packaged service on loopback
 
 pipeline: $(VENV)/.ready ## the Kubeflow pipeline, compiled
 	@python -m pipelines.kubeflow --params params.yaml --out build/pipeline.yaml
+
+images: ## container images: data, train, and bento where build/bento is (TAG=…)
+	@for image in $(IMAGES); do \
+		$(DOCKER) build $(BUILD_FLAGS) --target $$image -t longtrail-$$image:$(TAG) $(BUILD_ARGS) \
+			--build-arg GIT_COMMIT=$$(git rev-parse HEAD 2>/dev/null || echo unknown) . || exit 1; \
+	done
+
+push: ## the images to a registry (REGISTRY=… TAG=…)
+	@test -n "$(REGISTRY)" || { echo "make push needs REGISTRY=…, e.g. REGISTRY=registry.example.com/shop" >&2; exit 2; }
+	@for image in $(IMAGES); do \
+		$(DOCKER) tag longtrail-$$image:$(TAG) $(REGISTRY)/longtrail-$$image:$(TAG) && $(DOCKER) push $(REGISTRY)/longtrail-$$image:$(TAG) || exit 1; \
+	done
+
+test-images: $(VENV)/.ready ## build the images and run every step in its container (minutes; skipped where no engine starts)
+	@LONGTRAIL_TEST_IMAGES=1 python -m pytest tests/images --timeout=3000 -ra
+
+manifests: ## what `kubectl apply -k deploy/overlays/OVERLAY` would apply (OVERLAY=small)
+	@if command -v kustomize >/dev/null; then kustomize build deploy/overlays/$(OVERLAY); else kubectl kustomize deploy/overlays/$(OVERLAY); fi
 
 setup: $(VENV)/.ready ## the Python environment alone
 

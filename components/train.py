@@ -120,7 +120,10 @@ def hash_settings(config: Config, name: str) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the code, None outside a git repository."""
+    """The commit of the code: git's answer, or in an image, which has no repository, what it was built from ($LONGTRAIL_COMMIT); else None."""
+    built = os.environ.get("LONGTRAIL_COMMIT", "unknown")
+    if built != "unknown":
+        return built
     try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

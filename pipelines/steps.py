@@ -12,6 +12,7 @@ from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 from longtrail.config import ClusterSettings
 
 IMAGE = ClusterSettings().image
+DATA_STEPS = ("ingest", "validate", "build_features")  # what the Dockerfile's target `data` has the packages for
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -176,7 +177,7 @@ def package(
 
 def placed(task: dsl.PipelineTask, cluster: ClusterSettings, *, gpu: bool = False) -> Any:
     """Image, retries and resources of one task, from the settings' `cluster` section."""
-    task.set_container_image(cluster.image)
+    task.set_container_image((cluster.data_image or cluster.image) if task.name.replace("-", "_") in DATA_STEPS else cluster.image)
     task.set_cpu_limit(cluster.cpu).set_memory_limit(cluster.memory)
     task.set_retry(num_retries=cluster.retries, backoff_duration="30s", backoff_factor=2.0)
     if gpu and cluster.gpus:

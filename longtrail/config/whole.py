@@ -43,7 +43,8 @@ class PipelineSettings(Settings):
 class ClusterSettings(Settings):
     """How the compiled Kubeflow pipeline runs its steps."""
 
-    image: str = Field("longtrail:latest", description="the container image every step runs in")
+    image: str = Field("longtrail-train:latest", description="the container image that the steps run in")
+    data_image: str | None = Field(None, description="a smaller one for ingest, validate and build_features (longtrail-data); null: `image`")
     parallelism: Positive = Field(2, description="models trained at the same time")
     gpus: Count = Field(0, description="GPUs that each training step asks for")
     gpu_type: str = "nvidia.com/gpu"

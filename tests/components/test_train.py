@@ -195,6 +195,14 @@ def test_two_processes_train_one_model_and_write_it_once(toy_features_folder: Pa
     assert list((again / "ck").iterdir()) == []
 
 
+def test_an_image_says_what_it_was_built_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = git_commit()
+    monkeypatch.setenv("LONGTRAIL_COMMIT", "unknown")
+    assert git_commit() == here
+    monkeypatch.setenv("LONGTRAIL_COMMIT", "0123abc")
+    assert git_commit() == "0123abc"
+
+
 def test_dvclive_shows_every_epoch_and_makes_no_dvc_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"epoch": epoch, "train_loss": 1 / epoch, "valid_ndcg@10": epoch / 10} for epoch in (1, 2)]
 

@@ -137,6 +137,9 @@ def test_cluster_settings_reach_the_tasks() -> None:
     spec = build(config).pipeline_spec
     executors = json_format.MessageToDict(spec)["deploymentSpec"]["executors"]
     assert {e["container"]["image"] for e in executors.values()} == {"registry.example/longtrail:1"}
+    both = build(parse_config({"cluster": {"image": "whole:1", "data_image": "small:1"}})).pipeline_spec.deployment_spec["executors"]
+    small = {name for name, executor in both.items() if executor["container"]["image"] == "small:1"}
+    assert small == {"exec-ingest", "exec-validate", "exec-build-features"}
     accelerator = executors["exec-train"]["container"]["resources"]["accelerator"]
     assert accelerator["resourceType"] == "nvidia.com/gpu" and accelerator["resourceCount"] == "2"
     assert "accelerator" not in executors["exec-evaluate"]["container"]["resources"]
