@@ -106,7 +106,7 @@ class Longtrail:
         count = self._metrics
         guard = StoreGuard(artifacts.settings.store, on_read=count.store_read, on_state=count.breaker)
         online = Guarded(OnlineFeatures(artifacts.snapshot, state=state.online), guard)
-        engine = Engine(artifacts, state, online, timer=self._metrics.stage, arms=arms)
+        engine = Engine(artifacts, state, online, timer=self._metrics.stage, arms=arms, observer=self._metrics)
         difference = engine.warm_up()
         logger.info("ready: arm %s, scores within %.1e of the offline ones, state in %s", artifacts.manifest.arm, difference, settings.folder)
         lineage = artifacts.manifest.lineage
