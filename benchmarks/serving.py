@@ -37,7 +37,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CLIENTS = 8  # connections of the open-loop client
 FLOOR = """
 import bentoml
-from serving.http import Gate
+from longtrail.config import ServingSettings
+from serving.gate import Gate
+from serving.life import Life
 from serving.schemas import Answer, RankRequest
 
 ANSWER = Answer.model_validate_json({answer!r})
@@ -48,7 +50,7 @@ class Floor:
     def rank(self, request: RankRequest, /) -> Answer:
         return ANSWER
 
-Floor.add_asgi_middleware(Gate, max_body_bytes=1_048_576, paths=("/rank",))
+Floor.add_asgi_middleware(Gate, settings=ServingSettings(), life=Life(ready=True))
 """
 
 
