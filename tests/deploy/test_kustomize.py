@@ -84,7 +84,8 @@ def test_no_secret_stands_in_a_file() -> None:
             assert manifest["kind"] != "Secret", path
             for _, pod in pods([manifest]):
                 for variable in (variable for container in pod["containers"] for variable in container.get("env", [])):
-                    assert not re.search("PASSWORD|TOKEN|SECRET|AUTH", variable["name"]) or "secretKeyRef" in variable.get("valueFrom", {}), variable
+                    secret = re.search("PASSWORD|TOKEN|SECRET|AUTH", variable["name"]) and not variable["name"].endswith("_FILE")
+                    assert not secret or "secretKeyRef" in variable.get("valueFrom", {}), variable
 
 
 # ---------------------------------------------------------------- overlays, built
@@ -101,7 +102,7 @@ def test_an_overlay_is_valid_and_restricted(overlay: str) -> None:
     for _, pod in pods(manifests):
         check_restricted(pod)
         if pod["containers"][0]["name"] == "longtrail":
-            mounted = {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+            mounted = {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"] if not mount.get("readOnly")}
             variables = {variable["name"]: variable.get("value") for variable in pod["containers"][0]["env"]}
             assert {variables["LONGTRAIL_STATE"], variables["HOME"]} == mounted  # all that may be written to
 
@@ -182,6 +183,20 @@ def test_a_pod_may_take_as_long_to_stop_as_the_service_does() -> None:
     stop = StopSettings()
     before = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
     assert before + stop.linger_seconds + stop.drain_seconds + 5 <= pod["terminationGracePeriodSeconds"]
+
+
+def test_the_tokens_are_where_the_service_looks_for_them_and_prometheus_has_one() -> None:
+    from serving.tokens import TOKENS_FILE
+
+    pod = documents(DEPLOY / "base" / "statefulset.yaml")[0]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (file,) = [variable["value"] for variable in container["env"] if variable["name"] == TOKENS_FILE]
+    (mount,) = [mount for mount in container["volumeMounts"] if file.startswith(f"{mount['mountPath']}/")]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mount["name"]]
+    assert [f"{mount['mountPath']}/{item['path']}" for item in volume["secret"]["items"]] == [file] and not volume["secret"].get("optional")
+    monitor = documents(DEPLOY / "monitoring" / "servicemonitor.yaml")[0]
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["authorization"]["credentials"]["name"] == volume["secret"]["secretName"]
 
 
 def test_rules_speak_of_metrics_and_labels_that_the_service_has() -> None:
