@@ -99,6 +99,7 @@ class Longtrail:
         from features.online import OnlineFeatures
         from serving.engine import Engine
         from serving.state import State, StateSettings
+        from serving.watch import watch
 
         artifacts, arms = loaded
         settings = StateSettings.from_environment()
@@ -120,6 +121,7 @@ class Longtrail:
         )
         self._metrics.ready(True)
         self._show(engine, artifacts, online)
+        self._watch = watch(engine, artifacts, self._metrics)
         return engine
 
     def _show(self, engine: Any, artifacts: Any, online: Any) -> None:
@@ -128,11 +130,12 @@ class Longtrail:
         from serving.explain import Explainer
 
         parts = {"users": engine.users, "online": online, "popular": engine.popular, "catalogue": artifacts.catalogue}
-        explainer = Explainer(arms=engine.arms.all, retrieve=artifacts.settings.retrieve, **parts)
+        explainer = Explainer(arms=engine.arms, retrieve=artifacts.settings.retrieve, **parts)
         _demo.open(explainer, People(artifacts.folder / "users.parquet"), artifacts.manifest.actions)
 
     def _release(self) -> None:
         """Give up the state folder; lists are still answered, and logged."""
+        self._watch.stop()
         self._engine.release()
         self._state.release()
 
@@ -176,7 +179,8 @@ class Longtrail:
 
     def _answer(self, endpoint: str, request: Any) -> Any:
         answer = self._do(endpoint, request)
-        self._metrics.answered(endpoint, answer.arm, answer.fallback, answer=answer.request_id, items=len(answer.items))
+        if isinstance(answer, Answer):
+            self._metrics.answered(endpoint, answer.arm, answer.fallback, answer=answer.request_id, items=len(answer.items))
         return answer
 
     def _do(self, method: str, request: Any) -> Any:
