@@ -36,6 +36,7 @@ SERVING = {
     "max_body_bytes": 20_000,
     "explore_temperature": 0.5,
     "threads": 1,
+    "evidence": {"full": 0.5},
 }
 MODELS = {
     "popular_items": {"stage": "retrieval", "kind": "popularity"},
