@@ -1,6 +1,6 @@
 """Settings of the endpoint (`serving`)."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,9 @@ class ServingSettings(GuardingSettings):
     explore_temperature: Annotated[float, Field(ge=0)] = Field(0.1, description="Plackett-Luce temperature; 0 always shows the best list")
     threads: Positive = Field(1, description="CPU threads of the models for one request")
     port: Annotated[int, Field(gt=0, lt=65536)] = 3000
+    demo: bool | Literal["auto"] = Field(
+        "auto", description="the page at /demo, which shows people's histories; auto: where only this machine reaches the service, without tokens"
+    )
     logs: LogSettings = LogSettings()
     evidence: EvidenceSettings = EvidenceSettings()
     drift: DriftSettings = DriftSettings()
