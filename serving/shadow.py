@@ -4,8 +4,8 @@ It must not delay an answer: requests wait in a short queue, one thread scores t
 the queue overflows, and the rest is counted but not scored. So under heavy load a shadow sees a sample of the requests, by load and not by user.
 
 `log/shadow/` of the state folder holds segments like the answers' (serving.answer_log). A line bears the answer's request_id; `items` and `scores`
-are the list that the shadow would have shown, as long as the answer's, and `evidence.shown_scores` its scores of the items that were shown: with their
-clicks, what it needs to be judged by.
+are the list that the shadow would have shown, as long as the answer's, and `evidence.shown_scores` its scores of the items that were shown: with
+their clicks, what it needs to be judged by.
 """
 
 import contextlib
