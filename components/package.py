@@ -60,7 +60,8 @@ def package(
 
     Raises ModelError where a part is missing, or where the packaged service scores a request otherwise than offline; then `bento` stays as it was.
     """
-    from components.reference import write_reference  # torch, which --help need not wait for
+    from components.package_states import write_states  # torch, which --help need not wait for
+    from components.reference import write_reference
 
     config = load_config(params)
     choice = choose(champion, report)
@@ -73,6 +74,8 @@ def package(
         write_artifacts(artifacts, config=config, champion=champion, features=features, params=params, choice=choice, lineage=lineage, arms=arms)
         write_parity(artifacts / "parity.parquet", features, retriever=champion / "retriever", ranker=champion / choice["folder"])
         write_arms(artifacts, arms, lambda path, ranker: write_parity(path, features, retriever=champion / "retriever", ranker=ranker))
+        rankers = [champion / choice["folder"], *arms.values()]
+        write_states(artifacts / "states", rankers, features, online_history_length=config.features.online_history_length)
         write_reference(artifacts / "reference.json", features, retriever=champion / "retriever", retrieve=config.serving.retrieve)
         lineage_labels = {name: value or "" for name, value in lineage.items()}
         labels = {**choice["labels"], **lineage_labels, "manifest": seal(artifacts)}

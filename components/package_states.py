@@ -3,6 +3,7 @@
 B users, S numbers of a state.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,26 @@ import torch
 
 from longtrail.examples import FeatureSet, history_tensors
 from longtrail.models.rankers.ifa import IFA
-from longtrail.models.store import LoadedModel
+from longtrail.models.store import LoadedModel, load_model
 
 _CELLS = 1 << 20  # events in memory at once, padding counted; a longer history by itself
 
 
-def write_states(folder: Path, ranker: LoadedModel, features: Path, *, online_history_length: int) -> int:
+def write_states(folder: Path, rankers: Iterable[Path], features: Path, *, online_history_length: int) -> int:
     """`folder`/VERSION/{users,events,states}.npy (serving.packed_states) of users with more events than the online store keeps; returns how many.
 
     Nothing is written for a ranker without user states, or where the online store keeps all that the ranker reads (its max_history): then the
     service makes the states itself.
     """
+    return sum(_write(folder, load_model(ranker), features, online_history_length) for ranker in rankers)
+
+
+def _write(folder: Path, ranker: LoadedModel, features: Path, online_history_length: int) -> int:
     module = ranker.module
     if not isinstance(module, IFA) or module.attention is None or module.settings.max_history <= online_history_length:
+        return 0
+    target = folder / module.version()
+    if target.exists():  # two arms with equal weights
         return 0
     opened = FeatureSet.open(features)
     lengths_U = opened.history.lengths(np.arange(opened.history.users + 1))
@@ -32,7 +40,6 @@ def write_states(folder: Path, ranker: LoadedModel, features: Path, *, online_hi
     events_U = lengths_U[users_U]
     with torch.inference_mode():
         size = module.state(history_tensors(opened.history.gather(users_U[:1], events_U[:1], 1), opened.catalogue)).flat().shape[1]
-        target = folder / module.version()
         target.mkdir(parents=True)
         states_US = np.lib.format.open_memmap(target / "states.npy", mode="w+", dtype=np.float64, shape=(len(users_U), size))
         for rows_B in _batches(events_U):

@@ -23,7 +23,7 @@ from longtrail.config import IFASettings, PopularityRetrieverSettings
 from longtrail.examples import FeatureSet, history_tensors
 from longtrail.history import HistoryArrays
 from longtrail.models.registry import build_model
-from longtrail.models.store import LoadedModel, ModelCard
+from longtrail.models.store import LoadedModel, ModelCard, save_model
 from serving.packed_states import PackedStates
 from serving.scoring import Scorer
 from serving.user_read import UserRead, read_user
@@ -360,10 +360,12 @@ def test_another_model_has_states_of_its_own_which_are_rebuilt(
 def test_histories_longer_than_the_store_keeps_come_with_the_bento(features: FeatureSet, packaged: Outputs, tmp_path: Path) -> None:
     """The store keeps 12 of 40 events; the states of all 40, and of more, are those of the whole history."""
     model = ifa(features, max_history=1_000_000)
-    assert write_states(tmp_path / "none", model, packaged.features, online_history_length=1_000_000) == 0
-    assert write_states(tmp_path / "none", ifa(features, feature_map="softmax", max_history=1_000), packaged.features, online_history_length=9) == 0
-    assert write_states(tmp_path / "none", model, packaged.features, online_history_length=40) == 0 and not (tmp_path / "none").exists()
-    assert write_states(tmp_path / "states", model, packaged.features, online_history_length=12) == 60
+    for name, ranker in (("ifa", model), ("exact", ifa(features, feature_map="softmax", max_history=1_000))):
+        save_model(tmp_path / name, ranker.module, ranker.card, {})
+    for name, length in (("ifa", 1_000_000), ("ifa", 40), ("exact", 9)):
+        assert write_states(tmp_path / "none", [tmp_path / name], packaged.features, online_history_length=length) == 0
+    assert not (tmp_path / "none").exists()
+    assert write_states(tmp_path / "states", [tmp_path / "ifa"] * 2, packaged.features, online_history_length=12) == 60
     version = model.module.version()  # type: ignore[operator]
     packed = PackedStates.find(tmp_path, version)
     assert packed is not None and PackedStates.find(tmp_path, "0" * 16) is None and packed.of(61) == [] == packed.of(0)

@@ -18,6 +18,7 @@ Normaliser = Literal["linear", "sigmoid", "softmax", "softmax_eps"]
 
 SOFTMAX_EPSILON = 0.01
 CHUNK_BYTES = 64 << 20  # what one block of candidates may take, where no gradient is asked for
+CACHE_BYTES = 1 << 20  # the same on a CPU: what stays in a core's cache; 200 candidates and 1,000 behaviours took a quarter less than in one block
 
 
 def pair_hidden(keys_BLD: Tensor, weights_BCHD: Tensor, bias_BCH: Tensor) -> Tensor:
@@ -33,16 +34,19 @@ def pair_dense(hidden_BCHL: Tensor, weights_OH: Tensor) -> Tensor:
     return torch.bmm(weights_OH.expand(B * C, -1, -1), hidden_BCHL.reshape(B * C, H, L)).view(B, C, -1, L)
 
 
-def candidate_blocks(candidates: int, bytes_of_one: int) -> list[slice]:
-    """Candidates cut so that a block takes CHUNK_BYTES at most; all at once where a gradient is asked for, which would keep every block anyway."""
-    block = candidates if torch.is_grad_enabled() else min(candidates, CHUNK_BYTES // max(1, bytes_of_one))
+def candidate_blocks(candidates: int, bytes_of_one: int, *, most: int | None = None) -> list[slice]:
+    """Candidates cut so that a block takes CHUNK_BYTES at most (or `most`, if less); all at once where a gradient is asked for, which would keep
+    every block anyway."""
+    limit = CHUNK_BYTES if most is None else min(CHUNK_BYTES, most)
+    block = candidates if torch.is_grad_enabled() else min(candidates, limit // max(1, bytes_of_one))
     return [slice(start, start + max(1, block)) for start in range(0, max(1, candidates), max(1, block))]
 
 
 def blockwise(score: Callable[[Tensor, Tensor], Tensor], weights_BCHD: Tensor, bias_BCH: Tensor, length: int) -> Tensor:
-    """`score(weights, bias)` → [B, C, L], over blocks of candidates small enough to hold their hidden layer in CHUNK_BYTES."""
+    """`score(weights, bias)` → [B, C, L], over blocks of candidates small enough to hold their hidden layer in CHUNK_BYTES, or a CPU's cache."""
     B, C, H, _ = weights_BCHD.shape
-    blocks = candidate_blocks(C, B * H * length * weights_BCHD.element_size())
+    most = CACHE_BYTES if weights_BCHD.device.type == "cpu" else None
+    blocks = candidate_blocks(C, B * H * length * weights_BCHD.element_size(), most=most)
     if len(blocks) == 1:
         return score(weights_BCHD, bias_BCH)
     return torch.cat([score(weights_BCHD[:, block], bias_BCH[:, block]) for block in blocks], dim=1)
