@@ -16,17 +16,19 @@ export class List {
     this.before = null;
   }
 
-  // `moved`: the answer follows a pick, so that what changed is marked. Returns [how many moved, titles that came, titles that left].
+  // `moved`: the answer follows a pick, so that what changed is marked. Returns how many moved, titles that came and left, and whether
+  // it is the first list of its kind, with nothing to compare it to.
   show(answer, actionName, { moved = false } = {}) {
     const one = answer.arms[this.side];
     const other = answer.arms[1 - this.side];
-    const old = moved && this.before?.name === one.name && this.before.user === answer.user_id ? this.before : null;
+    const old = moved && this.before?.name === one.name && this.before.user === answer.user_id && this.before.personal === one.personal ? this.before : null;
     const tops = calm() ? null : this.tops();
     const focused = this.focused();
     const keys = one.list.map((item) => answer.items[item][0]);
     const left = old ? [...old.places.keys()].filter((key) => !keys.includes(key)).map((key) => old.titles.get(key)) : [];
     const came = [];
     let changed = 0;
+    const first = moved && !old; // of a user whom nobody knew: another list altogether
     const explained = new Map(answer.explained.map((item, place) => [item, place]));
     const rows = new Map();
     one.list.forEach((item, place) => {
@@ -46,18 +48,19 @@ export class List {
     this.facts(answer, one);
     this.before = {
       name: one.name,
+      personal: one.personal,
       user: answer.user_id,
       places: new Map(keys.map((key, place) => [key, place])),
       titles: new Map(one.list.map((item) => [answer.items[item][0], title(answer.items[item])])),
       scores: new Map(one.list.map((item) => [answer.items[item][0], one.scores[explained.get(item)]])),
     };
-    return [changed, came, left];
+    return { changed, came, left, first };
   }
 
   facts(answer, one) {
     const words = one.personal
       ? `best of ${many(one.candidates, "candidate")}, ${one.milliseconds < 10 ? one.milliseconds.toFixed(1) : one.milliseconds.toFixed(0)} ms`
-      : one.fallback ? `most popular items, because: ${one.fallback}` : "most popular items, the same for everyone";
+      : one.fallback ? `most popular: ${one.fallback}` : "most popular, the same for everyone";
     by(`facts-${this.letter}`).textContent = words;
   }
 
@@ -142,7 +145,7 @@ function moveWords(move) {
 }
 
 function elsewhere(one, other, at) {
-  if (!other || other.name === one.name) return "";
+  if (!other || other.name === one.name || !(one.personal || other.personal)) return "";
   const place = other.places[at];
   if (place === null) return other.personal ? `${arm(other.name)}: not a candidate` : "";
   return `${arm(other.name)}: ${ordinal(place)}, ${score(other.scores[at])}`;

@@ -129,13 +129,11 @@ class Page {
     const line = by("changed");
     if (!picked) return line.replaceChildren();
     const parts = [make("b", {}, "Recorded "), named(action(picked.action)), " for ", named(picked.title, { class: "strong" }), ". "];
-    changes.forEach(([moved, came, left], side) => {
+    changes.forEach(({ changed, came, left, first }, side) => {
       if (side && answer.arms[1].name === answer.arms[0].name) return;
-      const words = [moved && `${moved} moved`, came.length && `${came.length} new`].filter(Boolean).join(", ") || "the same order";
-      parts.push(make("span", { class: `side ${"ab"[side]}` }, make("span", { class: "dot" }), `${arm(answer.arms[side].name)}: ${words}`));
-      const gone = left.filter((name) => name !== picked.title);
-      if (gone.length) parts.push(make("span", { class: "soft" }, ` (left: ${gone.slice(0, 3).join(", ")}${gone.length > 3 ? ", …" : ""})`));
-      parts.push(" ");
+      const gone = left.filter((name) => name !== picked.title).length;
+      const words = [changed && `${changed} moved`, came.length && `${came.length} new`, gone && `${gone} left`].filter(Boolean).join(", ");
+      parts.push(make("span", { class: `side ${"ab"[side]}` }, make("span", { class: "dot" }), `${arm(answer.arms[side].name)}: ${first ? "a list of their own now" : words || "the same order"}`), " ");
     });
     line.replaceChildren(...parts);
   }

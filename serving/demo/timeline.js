@@ -58,7 +58,7 @@ export class Timeline {
     const letter = "ab"[side];
     const passes = one.passes.length;
     if (!passes) {
-      const words = one.personal && one.kind && !this.answer.total ? "no history to look at" : "does not look at the history";
+      const words = one.fallback ? "the popular list: the history is not looked at" : one.kind && !this.answer.total ? "no history to look at" : "does not look at the history";
       return [make("p", { class: `plot none ${letter}` }, make("span", { class: "label" }, make("span", { class: "dot" }), arm(one.name)), make("span", { class: "said" }, words))];
     }
     return one.passes.map((_, pass) => {
@@ -75,7 +75,7 @@ export class Timeline {
     this.active = active;
     this.drawRows();
     const item = active === null ? null : this.answer.items[this.answer.explained[active]];
-    const words = item ? ["Weighed for ", named(title(item), { class: "strong" }), make("span", {}, ". Named: the heaviest; 2× is twice the average behaviour.")] : [];
+    const words = item && this.rows.length ? ["Weighed for ", named(title(item), { class: "strong" }), make("span", {}, ". Named: the heaviest; 2× is twice the average behaviour.")] : [];
     by("why").replaceChildren(...words);
   }
 
@@ -125,6 +125,7 @@ export class Timeline {
     if (this.grown && actions.length) {
       svg.append(draw("rect", { class: "grown", x: this.columnOf[actions.length - 1] * this.step - 1, y: 0, width: Math.max(4, this.step + 1), height: STRIP }));
     }
+    if (!actions.length) svg.append(draw("text", { class: "nothing-yet", x: this.width / 2, y: STRIP / 2 + 4 }, this.answer.unavailable ? "cannot be read just now" : "no events yet"));
     this.strip.replaceChildren(svg);
   }
 
@@ -186,7 +187,7 @@ export class Timeline {
     paths.forEach((path, shade) => path && svg.append(draw("path", { d: path, class: "weight", "fill-opacity": (0.22 + (0.78 * shade) / (SHADES - 1)).toFixed(2) })));
     if (negative) svg.append(draw("path", { d: negative, class: "weight negative" }));
     for (const [place] of told.strongest.slice(0, PEAKS)) {
-      const x = (this.columnOf[offset + place] + 0.5) * this.step;
+      const x = Math.min(this.width - 4, Math.max(4, (this.columnOf[offset + place] + 0.5) * this.step));
       svg.append(draw("path", { d: `M${x - 3.5} 0h7l-3.5 5z`, class: "peak" }));
     }
     return svg;
