@@ -80,6 +80,7 @@ class Applier:
     def put(self, events: Sequence[LoggedEvent]) -> "Future[None]":
         """Events as they come out of the log, batch after batch; the future is done when they are in the histories."""
         future: Future[None] = Future()
+        future.set_running_or_notify_cancel()  # several requests wait for it: none may cancel it
         if not events:
             future.set_result(None)
             return future

@@ -75,7 +75,9 @@ class GroupCommit:
 
     def _run(self) -> None:
         while True:
-            group, last = self._group()
+            waiting, last = self._group()
+            # Whoever gave up before is left out; from here on nobody can.
+            group = [each for each in waiting if each.future.set_running_or_notify_cancel()]
             if group:
                 try:
                     self._commit(group)

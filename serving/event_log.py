@@ -65,6 +65,7 @@ class EventLog:
         self._held = _hold(self.folder / "lock", wait)
         self.name = _name(self.folder / "id")
         self.applied = 0  # segments with newer events are never deleted; moved on by whoever applies the events
+        self.syncs = 0  # since it was opened
         self._broken: str | None = None
         self._forgotten: list[int] = []
         newest = max(segments(self.folder), default=self.folder / f"{now():020d}{SUFFIX}")
@@ -105,6 +106,7 @@ class EventLog:
             if self._size >= self._segment_bytes:
                 self._rotate()
             self._write(encode(stamped))
+            self.syncs += 1
             self.last = stamped[-1].written_at
             self._ids.add([hash_of(event.event_id) for event in stamped if event.event_id is not None], self.last)
             if self._forgotten:

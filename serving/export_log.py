@@ -83,11 +83,9 @@ def _read_events(connection: Any, folder: Path) -> int:
     """Table `events`; returns how many lines were no whole records."""
     kinds = {"timestamp": pa.int64(), "value": pa.float64(), "written_at": pa.int64()}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS[:-1]])
-    connection.register("part", schema.empty_table())
-    connection.execute("CREATE TABLE events AS FROM part")
-    for chunk in read_events(folder):
-        connection.register("part", pa.table({name: [getattr(event, name) for event in chunk] for name in schema.names}, schema=schema))
-        connection.execute("INSERT INTO events FROM part")
+    batches = (pa.record_batch({name: [getattr(event, name) for event in chunk] for name in schema.names}, schema) for chunk in read_events(folder))
+    connection.register("logged", pa.RecordBatchReader.from_batches(schema, batches))
+    connection.execute("CREATE TABLE events AS FROM logged")
     return damaged_lines(folder)
 
 

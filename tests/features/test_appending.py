@@ -121,24 +121,25 @@ def test_a_redis_that_lost_its_newest_writes_is_noticed_and_filled_up_again(redi
     assert feasts_own(online, a) == ([(1, 1, 1), (2, 1, 2), (3, 1, 3)], 3)
 
 
-def test_events_are_applied_once_whenever_the_writer_is_killed(built: Path, tmp_path: Path) -> None:
+def test_events_are_applied_once_whenever_the_writer_is_killed(sqlite_features: Path, redis_features: Path, tmp_path: Path) -> None:
     """A writer that goes through a log of its own is killed at any moment, again and again; the next one goes on from the stored position."""
-    users, events, log = [next(_fresh_users) for _ in range(3)], 160, str(next(_fresh_users))
-    start = OnlineFeatures(built / "feast", state=tmp_path).applied(log)
-    rows = [(users[int(n)], k + 1) for k, n in enumerate(np.random.default_rng(5).integers(0, 3, events))]
-    job = {"feast": str(built / "feast"), "state": str(tmp_path), "log": log, "start": start, "rows": rows}
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    # One process opens the store, which takes Feast seconds, and forks a writer for each life.
+    users, log = [next(_fresh_users) for _ in range(3)], str(next(_fresh_users))
+    rows = [(users[int(n)], k + 1) for k, n in enumerate(np.random.default_rng(5).integers(0, 3, 160))]
+    stores = [str(built / "feast") for built in (sqlite_features, redis_features)]
+    (tmp_path / "job.json").write_text(json.dumps({"stores": stores, "state": str(tmp_path), "log": log, "rows": rows}))
+    # One process opens the stores, which takes Feast seconds, and forks a writer for each life.
     command = [sys.executable, "-c", _WRITER, str(tmp_path / "job.json")]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    lives = ended.stdout.split()
-    assert lives[-1:] == ["done"] and lives.count("killed") >= 5, ended.stdout + ended.stderr
-    online = OnlineFeatures(built / "feast", state=tmp_path)
-    for user in users:
-        own = [item for owner, item in rows if owner == user]
-        history, total = feasts_own(online, user)
-        assert total == len(own), "an event was lost or applied twice"
-        assert [item for item, _, _ in history] == own[-ONLINE_LENGTH:]
+    lives = [line.split() for line in ended.stdout.splitlines()]
+    for store in stores:
+        own = [word for name, word in lives if name == store]
+        assert own[-1:] == ["done"] and own.count("killed") >= 5, ended.stdout + ended.stderr
+        online = OnlineFeatures(Path(store), state=tmp_path)
+        for user in users:
+            items = [item for owner, item in rows if owner == user]
+            history, total = feasts_own(online, user)
+            assert total == len(items), "an event was lost or applied twice"
+            assert [item for item, _, _ in history] == items[-ONLINE_LENGTH:]
 
 
 _WRITER = """
@@ -147,32 +148,36 @@ from pathlib import Path
 from features.online import OnlineFeatures
 job = json.loads(Path(sys.argv[1]).read_text())
 
-online = OnlineFeatures(Path(job["feast"]), state=Path(job["state"]))  # opens what it writes with at its first write: in each life
-
-def life(alive):
+def life(online, start, alive):
     os.write(alive, b"x")
     while True:
-        first = online.applied(job["log"]) - job["start"]
+        first = online.applied(job["log"]) - start
         part = job["rows"][first : first + 4]
         if not part:
             os._exit(0)
         users, items = zip(*part)
         for _ in range(random.choice([1, 1, 1, 2])):  # an answer may be lost: the same is tried again
-            online.append_events(users, items, [1] * len(part), items, log=job["log"], positions=[job["start"] + item for item in items])
+            online.append_events(users, items, [1] * len(part), items, log=job["log"], positions=[start + item for item in items])
 
-random.seed(1)
-while True:
-    alive, other = os.pipe()
-    child = os.fork()
-    if child == 0:
-        life(other)
-    os.close(other)
-    os.read(alive, 1)
-    os.close(alive)
-    time.sleep(random.random() * 0.01)
-    os.kill(child, signal.SIGKILL)  # does nothing to one that has ended
-    _, status = os.waitpid(child, 0)
-    print("done" if os.WIFEXITED(status) else "killed", flush=True)
-    if os.WIFEXITED(status):
-        sys.exit(os.WEXITSTATUS(status))
+def lives(store):
+    online = OnlineFeatures(Path(store), state=Path(job["state"]))  # opens what it writes with at its first write: in each life
+    start = online.applied("")
+    while True:
+        alive, other = os.pipe()
+        child = os.fork()
+        if child == 0:
+            random.seed()
+            life(online, start, other)
+        os.close(other)
+        os.read(alive, 1)
+        os.close(alive)
+        time.sleep(random.random() * 0.01)
+        os.kill(child, signal.SIGKILL)  # does nothing to one that has ended
+        _, status = os.waitpid(child, 0)
+        print(store, "done" if status == 0 else "killed" if os.WIFSIGNALED(status) else f"failed:{status}", flush=True)
+        if not os.WIFSIGNALED(status):
+            return
+
+for store in job["stores"]:
+    lives(store)
 """

@@ -57,7 +57,7 @@ def test_lists_are_drawn_as_often_as_their_propensities_say(artifacts: Artifacts
     keys, draws = list(artifacts.catalogue.keys[1:4]), 300
     scores = [item.score for item in engine(artifacts, tmp_path, online).rank(RankRequest(user_id="u0002", candidates=keys)).items]
     spread = float(np.ptp(np.log(scores) - np.log1p(-np.array(scores))))
-    drawing = engine(artifacts, tmp_path, online, explore_temperature=spread)  # so that every order is drawn now and then
+    drawing = engine(artifacts, tmp_path / "drawing", online, explore_temperature=spread)  # so that every order is drawn now and then
     counts: dict[tuple[str, ...], int] = {}
     stated: dict[tuple[str, ...], float] = {}
     for _ in range(draws):
