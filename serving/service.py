@@ -5,6 +5,7 @@ BentoML imports this file in its supervisor too, so nothing heavy is imported be
 
 import logging
 import os
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
@@ -108,6 +109,8 @@ class Longtrail:
         guard = StoreGuard(artifacts.settings.store, on_read=count.store_read, on_state=count.breaker)
         online = Guarded(OnlineFeatures(artifacts.snapshot, state=state.online), guard)
         engine = Engine(artifacts, state, online, timer=self._metrics.stage, arms=arms, observer=self._metrics)
+        for states in engine.states:
+            states.note = partial(self._metrics.changed, "user_state")
         difference = engine.warm_up()
         logger.info("ready: arm %s, scores within %.1e of the offline ones, state in %s", artifacts.manifest.arm, difference, settings.folder)
         lineage = artifacts.manifest.lineage
