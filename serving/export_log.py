@@ -95,7 +95,7 @@ def _write(connection: Any, query: str, path: Path) -> int:
 
 
 def _count(connection: Any, rows: str) -> int:
-    return int(connection.execute(f"SELECT count(*) {rows}").fetchone()[0])
+    return int(connection.execute(f"SELECT count(*) {rows}").fetchall()[0][0])
 
 
 def _dataset(out: Path, *, events: bool) -> dict[str, Any]:

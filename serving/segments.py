@@ -64,12 +64,12 @@ def convert(segment: Path) -> bool:
     return True
 
 
-def load_answers(connection: Any, state: Path) -> int:
+def load_answers(connection: Any, state: Path, name: str = ANSWERS) -> int:
     """Table `answers` (ANSWER_COLUMNS) of the whole log of a state folder that may be in use; returns how many lines were no answers.
 
     Lines are read before Parquet is looked for: what is converted in between is met twice, never missed, and the Parquet counts.
     """
-    folder = state / "log" / ANSWERS
+    folder = state / "log" / name
     with tempfile.TemporaryDirectory(prefix="longtrail-answers-") as copies:
         for segment in sorted(folder.glob("*.jsonl")):
             with contextlib.suppress(FileNotFoundError):
@@ -90,12 +90,12 @@ def load_answers(connection: Any, state: Path) -> int:
     return torn
 
 
-def read_answers(state: Path) -> list[dict[str, Any]]:
-    """Every logged answer in order of time, as LoggedAnswer's fields. For tools that look at some; export_log is for all of a large log."""
+def read_answers(state: Path, name: str = ANSWERS) -> list[dict[str, Any]]:
+    """Every logged answer, or line of `name` (SHADOW), in order of time, as LoggedAnswer's fields. All in memory: a large log is for export_log."""
     import duckdb
 
     with duckdb.connect() as connection:
-        load_answers(connection, state)
+        load_answers(connection, state, name)
         found = connection.execute("FROM answers ORDER BY timestamp, request_id")
         names = [column[0] for column in found.description]
         answers = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
@@ -144,7 +144,7 @@ def _lines(path: Path) -> int:
 
 
 def _count(connection: Any) -> int:
-    return int(connection.execute("SELECT count(*) FROM answers").fetchone()[0])
+    return int(connection.execute("SELECT count(*) FROM answers").fetchall()[0][0])
 
 
 def _sync(path: Path) -> None:
