@@ -37,7 +37,7 @@ def validate(
         has_impressions = _count(db, tables / "impressions.parquet") > 0
         summary, broken = _summarise(db, tables, config.split, has_impressions)
         expectations = all_expectations(config.validation, has_impressions=has_impressions)
-        outcomes = _evaluate(expectations, tables, summary, out / "data_docs") + broken
+        outcomes = evaluate_expectations(expectations, tables, summary, out / "data_docs") + broken
         failures = [o for o in outcomes if not o["success"]]
         critical = [o for o in failures if o["severity"] == Severity.CRITICAL.value]
         result = {
@@ -127,7 +127,7 @@ def _summarise(
     return {name: value for name, value in summary.items() if value == value}, broken
 
 
-def _evaluate(expectations: list[Expectation], tables: Path, summary: dict[str, float], docs: Path) -> list[dict[str, Any]]:
+def evaluate_expectations(expectations: list[Expectation], tables: Path, summary: dict[str, float], docs: Path) -> list[dict[str, Any]]:
     """Run every suite in an in-memory Great Expectations context and write Data Docs to `docs`."""
     import great_expectations as gx  # seconds to import, and only this step needs it
     import pandas as pd

@@ -68,6 +68,15 @@ class Metrics:
         self._lock = Lock()
         self._now = {"waiting": 0, "working": 0}
         self._started.set(time.time())
+        # Series that are there from the start: an increase from nothing is none to Prometheus.
+        for outcome in ("accepted", "duplicate", "rejected"):
+            self._events.labels(outcome)
+        for outcome in ("ok", "slow", "down", "avoided"):
+            self._reads.labels(outcome)
+        for level in ("info", "warning", "error"):
+            self._log_lines.labels(level)
+        self.breaker("closed")
+        self.draining(False)
 
     # ------------------------------------------------------------ requests
 

@@ -16,6 +16,7 @@ MAY_NOT_IMPORT = {
     "features": {"kfp", "dvc", "bentoml", "great_expectations", "components", "pipelines", "serving"},
     "serving": {"kfp", "dvc", "great_expectations", "components", "pipelines"},
 }
+OFFLINE = {"serving/drift.py": {"components"}}  # a tool that no Bento runs may use the pipeline's, inside a function
 
 
 def sources(package: str) -> list[Path]:
@@ -37,7 +38,9 @@ def test_arrows_point_one_way(package: str) -> None:
     files = sources(package)
     assert files
     for file in files:
-        wrong = imported(ast.parse(file.read_text())) & MAY_NOT_IMPORT[package]
+        tree, more = ast.parse(file.read_text()), OFFLINE.get(str(file.relative_to(ROOT)), set())
+        at_import = set().union(*(imported(node) for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)))
+        wrong = imported(tree) & (MAY_NOT_IMPORT[package] - more) | at_import & MAY_NOT_IMPORT[package]
         assert not wrong, f"{file.relative_to(ROOT)} imports {', '.join(wrong)}"
 
 
