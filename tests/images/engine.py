@@ -44,9 +44,11 @@ class Engine:
         command = f"cat {ready}" if ready else f"mmdebstrap --quiet --variant=minbase --include={PACKAGES} bookworm -"
         subprocess.run(f"{command} | docker import - longtrail-base:plain", shell=True, env=self.environment, check=True, capture_output=True)
         folder = Path(self.environment["DOCKER_CONFIG"])
+        lines = ["FROM longtrail-base:plain"]
         if bundle.exists():
             shutil.copyfile(bundle, folder / "bundle.crt")
-        (folder / "Dockerfile").write_text(f"FROM longtrail-base:plain\n{'COPY bundle.crt ' + str(bundle) if bundle.exists() else ''}\n")
+            lines += [f"COPY bundle.crt {bundle}", f"ENV PIP_CERT={bundle}"]
+        (folder / "Dockerfile").write_text("\n".join(lines) + "\n")
         self.run("build", "--quiet", "-t", OWN_BASE, str(folder))
         return OWN_BASE
 
