@@ -64,10 +64,11 @@ class Metrics:
         self._psi_limit = gauge("longtrail_drift_psi_limit", "The index against packaging from which the feature has drifted", "feature")
         self._drift = gauge("longtrail_drift", "Measures of drift that are no feature's: shares, calibration, window", "measure")
         self._values: dict[str, set[str]] = {}
-        self._served: list[dict[str, str]] = []
+        self._served: tuple[str, ...] = ()
+        self._held: dict[tuple[Any, tuple[str, ...]], float] = {}
         self._lock = Lock()
         self._now = {"waiting": 0, "working": 0}
-        self._started.set(time.time())
+        self._set(self._started, time.time())
         # Series that are there from the start: an increase from nothing is none to Prometheus.
         for outcome in ("accepted", "duplicate", "rejected"):
             self._events.labels(outcome)
@@ -145,54 +146,67 @@ class Metrics:
     def breaker(self, state: str, name: str = "online_store") -> None:
         """`state` is one of BREAKER_STATES."""
         for each in BREAKER_STATES:
-            self._breaker.labels(self._bounded("breaker", name), each).set(float(each == state))
+            self._set(self._breaker, float(each == state), self._bounded("breaker", name), each)
 
     def canary(self, arm: str, share: float) -> None:
-        self._canary.labels(self._bounded("arm", arm)).set(share)
+        self._set(self._canary, share, self._bounded("arm", arm))
 
     def backlog(self, what: str, count: int) -> None:
         """`count` things wait to be done in the background (events to apply, states to rebuild, lines to write)."""
-        self._backlog.labels(self._bounded("what", what)).set(count)
+        self._set(self._backlog, count, self._bounded("what", what))
 
     def ready(self, ready: bool) -> None:
-        self._ready.set(float(ready))
+        self._set(self._ready, float(ready))
 
     def draining(self, draining: bool) -> None:
         """The service stops: what is in work is finished, nothing new is taken."""
-        self._draining.set(float(draining))
+        self._set(self._draining, float(draining))
 
     def serves(self, *, version: str, arm: str, ranker: str, retriever: str, features: str, code: str | None) -> None:
         """What is served from now on; what was served before is set to 0."""
-        for labels in self._served:
-            self._build.labels(**labels).set(0)
-        self._served.append({"version": version, "arm": arm, "ranker": ranker, "retriever": retriever, "features": features, "code": code or ""})
-        self._build.labels(**self._served[-1]).set(1)
+        self.retire()
+        self._served = (version, arm, ranker, retriever, features, code or "")
+        self._set(self._build, 1.0, *self._served)
+
+    def retire(self) -> None:
+        """This process serves no longer: another does."""
+        if self._served:
+            self._set(self._build, 0.0, *self._served)
+
+    def refresh(self) -> None:
+        """Say again what this process last said of itself. Of several processes' gauges the newest counts, and in a swap the old one speaks last."""
+        for (gauge, labels), value in list(self._held.items()):
+            (gauge.labels(*labels) if labels else gauge).set(value)
 
     def process(self, memory: int, files: int) -> None:
         """Bytes of resident memory and open file descriptors (the client library leaves both out with several processes)."""
-        self._memory.set(memory)
-        self._files.set(files)
+        self._set(self._memory, memory)
+        self._set(self._files, files)
 
     def drift(self, measured: "Drift") -> None:
         """Figures of the newest window (serving.drift_window)."""
         for name, feature in measured.features.items():
             name = self._bounded("feature", name)
-            self._psi.labels(name, "training").set(feature.psi_training)
-            self._psi.labels(name, "packaging").set(feature.psi)
-            self._psi_limit.labels(name).set(feature.limit)
+            self._set(self._psi, feature.psi_training, name, "training")
+            self._set(self._psi, feature.psi, name, "packaging")
+            self._set(self._psi_limit, feature.limit, name)
         for measure, value in measured.measures.items():
-            self._drift.labels(self._bounded("measure", measure)).set(value)
+            self._set(self._drift, value, self._bounded("measure", measure))
 
     def logged(self, level: str) -> None:
         self._log_lines.labels(self._bounded("level", level)).inc()
 
     # ------------------------------------------------------------ inside
 
+    def _set(self, gauge: Any, value: float, *labels: str) -> None:
+        self._held[gauge, labels] = value
+        (gauge.labels(*labels) if labels else gauge).set(value)
+
     def _move(self, **by: int) -> None:
         with self._lock:  # the gauge's own inc() is not there in this mode
             for state, change in by.items():
                 self._now[state] += change
-                self._in_flight.labels(state).set(self._now[state])
+                self._set(self._in_flight, self._now[state], state)
 
     def _bounded(self, label: str, value: str) -> str:
         known = self._values.setdefault(label, set())

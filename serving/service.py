@@ -139,6 +139,7 @@ class Longtrail:
     def _release(self) -> None:
         """Give up the state folder; lists are still answered, and logged."""
         self._watch.stop()
+        self._metrics.retire()
         self._engine.release()
         self._state.release()
 
@@ -200,6 +201,7 @@ class Longtrail:
 
 def _not_now(error: Refused) -> Any:
     """As a response: BentoML would hide what it says."""
+    metrics().refused("disk_full" if error.status == HTTPStatus.INSUFFICIENT_STORAGE else "not_now")
     return refusal(error.status, [(error.field, error.message)], {"Retry-After": str(error.retry_after)})
 
 

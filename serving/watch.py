@@ -37,6 +37,7 @@ class Watch:
         while True:
             try:
                 self._metrics.process(*_process())
+                self._metrics.refresh()
                 self._metrics.backlog("events", self._backlog())
                 left -= wait
                 if self._window is not None and left <= 0:
