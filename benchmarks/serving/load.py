@@ -12,23 +12,26 @@ from typing import Any
 import numpy as np
 
 CLIENTS = 64  # connections of the open loop: requests under way at once
+_FALLBACK = b'"fallback":"'  # of an answer that is a popularity list: quick, and not what is measured
 ENOUGH = 1_000  # requests that a p99.9 is made of, at least
 
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """Milliseconds of the requests that were answered with 200, and how many were answered otherwise (0: not at all), by status."""
+    """Milliseconds of requests answered with 200, how many of those were fallbacks, and others by status (0: no answer at all)."""
 
     milliseconds: list[float]
+    fallbacks: int
     refused: dict[int, int]
 
     def row(self) -> dict[str, Any]:
         if not self.milliseconds:
-            return {"requests": 0, "refused": self.refused}
+            return {"requests": 0, "fallbacks": 0, "refused": self.refused}
         p50, p99, p999 = np.percentile(self.milliseconds, [50, 99, 99.9]).tolist()
         enough = len(self.milliseconds) >= ENOUGH
         return {
             "requests": len(self.milliseconds),
+            "fallbacks": self.fallbacks,
             "refused": self.refused,
             "p50_ms": p50,
             "p99_ms": p99,
@@ -50,14 +53,15 @@ def ask(connection: HTTPConnection, body: bytes, path: str = "/rank") -> tuple[i
 
 def in_sequence(port: int, bodies: Sequence[bytes]) -> Taken:
     """One after the other: the service is otherwise idle. Raises SystemExit where one is not answered with 200."""
-    connection, taken = HTTPConnection("127.0.0.1", port, timeout=30), []
+    connection, taken, fallbacks = HTTPConnection("127.0.0.1", port, timeout=30), [], 0
     for body in bodies:
         start = time.perf_counter()
         status, answer = ask(connection, body)
         taken.append(1000 * (time.perf_counter() - start))
+        fallbacks += _FALLBACK in answer
         if status != 200:
             raise SystemExit(f"HTTP {status}: {answer[:500]!r}")
-    return Taken(milliseconds=taken, refused={})
+    return Taken(milliseconds=taken, fallbacks=fallbacks, refused={})
 
 
 def at_rate(port: int, bodies: Sequence[bytes], rate: float) -> Taken:
@@ -68,6 +72,7 @@ def at_rate(port: int, bodies: Sequence[bytes], rate: float) -> Taken:
     for moment, body in zip(due, bodies, strict=True):
         queue.put((start + moment, body))
     taken: list[float] = []
+    fallbacks: list[bool] = []
     refused: Counter[int] = Counter()
 
     def client() -> None:
@@ -78,9 +83,10 @@ def at_rate(port: int, bodies: Sequence[bytes], rate: float) -> Taken:
             except Empty:
                 return
             time.sleep(max(0.0, moment - time.perf_counter()))
-            status, _ = ask(connection, body)
+            status, answer = ask(connection, body)
             if status == 200:
                 taken.append(1000 * (time.perf_counter() - moment))
+                fallbacks.append(_FALLBACK in answer)
             else:
                 refused[status] += 1
 
@@ -89,4 +95,4 @@ def at_rate(port: int, bodies: Sequence[bytes], rate: float) -> Taken:
         thread.start()
     for thread in threads:
         thread.join()
-    return Taken(milliseconds=taken, refused=dict(refused))
+    return Taken(milliseconds=taken, fallbacks=sum(fallbacks), refused=dict(refused))

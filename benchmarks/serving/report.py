@@ -21,17 +21,16 @@ Rows = Sequence[dict[str, Any]]
 def table(rows: Rows) -> str:
     """Markdown."""
     lines = [
-        "| endpoint | store | L | candidates | load | requests | p50 ms | p99 ms | p99.9 ms | refused |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| endpoint | store | L | candidates | load | requests | p50 ms | p99 ms | p99.9 ms | fallbacks | refused |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         load = "in sequence" if row["rate"] is None else f"{row['rate']:g} a second"
         figures = " | ".join("–" if row.get(name) is None else f"{row[name]:.1f}" for name in ("p50_ms", "p99_ms", "p999_ms"))
         length = "–" if row["length"] is None else f"{row['length']:,}"
         refused = sum(row["refused"].values())
-        lines.append(
-            f"| {row['endpoint']} | {row['store'] or '–'} | {length} | {row['candidates']} | {load} | {row['requests']} | {figures} | {refused} |"
-        )
+        about = [row["endpoint"], row["store"] or "–", length, row["candidates"], load, row["requests"], figures, row["fallbacks"], refused]
+        lines.append(f"| {' | '.join(map(str, about))} |")
     return "\n".join(lines)
 
 
