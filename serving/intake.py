@@ -69,6 +69,7 @@ class Intake:
         self._max_backlog = max_backlog
         self._apply_seconds = apply_seconds
         self._on_logged = on_logged
+        self._closed = False
         self._met: set[str] = set()  # users whose first event is logged and not applied yet
         self._applier = Applier(log=log, store=online, users=users, catalogue=catalogue, actions=self._actions, listeners=listeners)
         self._commit = GroupCommit(log, new_users=self._new_users, apply=self._logged, requests=group)
@@ -99,6 +100,9 @@ class Intake:
 
     def close(self, seconds: float = 10.0) -> None:
         """Log and apply what was taken, then refuse more. What the store does not take within `seconds` is applied at the next start."""
+        if self._closed:
+            return
+        self._closed = True
         self._commit.close()
         if left := self._applier.close(seconds):
             logger.warning("%d logged events are not in the histories yet; the next start applies them", left)

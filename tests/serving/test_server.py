@@ -267,6 +267,26 @@ def test_a_batch_of_bad_rows_changes_nothing(running: Running) -> None:
     assert all(len(rejection["field"]) <= 300 for rejection in answer["rejections"]) and lines_of_events(running) == before
 
 
+def test_a_full_disk_is_said_and_costs_nothing(running: Running) -> None:
+    """The system's own limit on the size of files, set on the worker as it runs."""
+    processes = [psutil.Process(running.process), *psutil.Process(running.process).children(recursive=True)]
+    (worker,) = (process for process in processes if "--worker-id" in process.cmdline())
+    batch = {"events": [EVENT | {"event_id": f"full-{number}"} for number in range(5)]}
+    (*_, segment) = sorted((running.state / "log" / "events").glob("*.csv"))
+    before, limit = segment.read_bytes(), worker.rlimit(psutil.RLIMIT_FSIZE)
+    worker.rlimit(psutil.RLIMIT_FSIZE, (len(before) + 100, limit[1]))
+    try:
+        refused = [running.client.post("/events", json=batch) for _ in range(3)]
+    finally:
+        worker.rlimit(psutil.RLIMIT_FSIZE, limit)
+    for response in refused:
+        assert response.status_code == 507 and int(response.headers["Retry-After"]) > 0, response.text
+        assert response.json()["detail"][0]["field"] == "events" and "Traceback" not in response.text
+    assert segment.read_bytes() == before
+    assert post(running, "/events", batch) == taken_all(5)
+    assert post(running, "/events", batch) == taken_all(0, duplicates=5)
+
+
 def lines_of_events(running: Running) -> int:
     return sum(len(chunk) for chunk in read_events(running.state / "log" / "events"))
 
