@@ -20,7 +20,7 @@ SECTIONS = {
     "build_features": ("features", "split"),
     "train": ("models", "pipeline", "training", "selection"),
     "evaluate": ("evaluation", "retrieval"),
-    "select": ("selection", "models", "pipeline"),
+    "select": ("selection", "models", "pipeline", "serving"),
     "ab_test": ("ab_test",),
     "package": tuple(name for name in Config.model_fields if name != "cluster"),  # their hash is part of the Bento's lineage
 }

@@ -6,13 +6,14 @@ step depends on, the same that `dvc.yaml` lists for it: a changed section reruns
 
 from typing import Any
 
-from kfp import dsl
+from kfp import dsl, kubernetes
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from longtrail.config import ClusterSettings
 
 IMAGE = ClusterSettings().image
 DATA_STEPS = ("ingest", "validate", "build_features")  # what the Dockerfile's target `data` has the packages for
+STORE_STEPS = ("build_features", "package")  # what opens the online store
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -180,6 +181,8 @@ def placed(task: dsl.PipelineTask, cluster: ClusterSettings, *, gpu: bool = Fals
     task.set_container_image((cluster.data_image or cluster.image) if task.name.replace("-", "_") in DATA_STEPS else cluster.image)
     task.set_cpu_limit(cluster.cpu).set_memory_limit(cluster.memory)
     task.set_retry(num_retries=cluster.retries, backoff_duration="30s", backoff_factor=2.0)
+    if cluster.redis_secret and task.name.replace("-", "_") in STORE_STEPS:
+        kubernetes.use_secret_as_env(task, secret_name=cluster.redis_secret, secret_key_to_env={"password": "REDIS_PASSWORD"})
     if gpu and cluster.gpus:
         task.set_accelerator_type(cluster.gpu_type).set_accelerator_limit(cluster.gpus)
     return task

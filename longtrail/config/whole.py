@@ -51,6 +51,9 @@ class ClusterSettings(Settings):
     cpu: str = "2"
     memory: str = "8G"
     retries: Count = Field(2, description="times a step is tried again, after a back-off, when its pod fails")
+    redis_secret: str | None = Field(
+        None, description="the Kubernetes secret whose key `password` is $REDIS_PASSWORD in the steps that reach the online store"
+    )
     nodes: Positive = Field(1, description="machines that train one model together (pipelines.trainjob)")
     claim: str = Field("longtrail-data", description="the volume claim with features, models and checkpoints, shared by those machines (ReadWriteMany)")
 

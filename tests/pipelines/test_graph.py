@@ -146,6 +146,16 @@ def test_cluster_settings_reach_the_tasks() -> None:
     assert json_format.MessageToDict(spec)["root"]["dag"]["tasks"]["ingest"]["retryPolicy"]["maxRetryCount"] == 3
 
 
+def test_the_password_of_the_online_store_is_given_by_reference_to_the_steps_that_open_it() -> None:
+    assert not build(parse_config({})).platform_spec.platforms
+    placed = json_format.MessageToDict(build(parse_config({"cluster": {"redis_secret": "the-secret"}})).platform_spec)
+    executors = placed["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(executors) == {"exec-build-features", "exec-package"}
+    for executor in executors.values():
+        (secret,) = executor["secretAsEnv"]
+        assert secret["keyToEnv"] == [{"secretKey": "password", "envVar": "REDIS_PASSWORD"}] and "the-secret" in str(secret)
+
+
 def test_without_gpus_none_is_asked_for(compiled: dict[str, Any]) -> None:
     executors = compiled["deploymentSpec"]["executors"]
     assert all("accelerator" not in e["container"]["resources"] for e in executors.values())
