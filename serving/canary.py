@@ -18,6 +18,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import typer
@@ -234,7 +235,7 @@ class Canary:
                 if (str(arrays["fingerprint"]), int(arrays["period"])) != (found.fingerprint, found.period):
                     raise ValueError("of another period")
                 self._sides = {side: unpack({name: arrays[f"{name}_{int(side)}"] for name in ("failed", "slow", "users")}) for side in (False, True)}
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, BadZipFile):
             found.period += 1
 
     def _save(self) -> None:

@@ -22,6 +22,7 @@ SHOWN = (
     'SELECT "user", unnest(items) AS item, make_timestamptz("timestamp") AS "timestamp", request_id AS request, '
     "generate_subscripts(items, 1)::INTEGER AS position, unnest(propensities) AS propensity, arm AS policy"
 )
+_NEEDED = ("request_id", "user", "timestamp", "arm", "items", "propensities")  # a line without them is no answer
 _NICENESS = 10
 
 
@@ -108,7 +109,7 @@ def read_lines(connection: Any, files: list[Path]) -> str:
     names = ", ".join(map(quoted, files))
     return (
         f"(SELECT * FROM read_json([{names}], format = 'newline_delimited', ignore_errors = true, maximum_object_size = 67108864, "
-        f"columns = {{{columns}}}) WHERE request_id IS NOT NULL)"
+        f"columns = {{{columns}}}) WHERE {' AND '.join(f'"{name}" IS NOT NULL' for name in _NEEDED)})"
     )
 
 

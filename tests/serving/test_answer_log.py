@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -51,30 +51,36 @@ def test_the_columns_are_the_fields() -> None:
 
 
 def test_segments_are_closed_by_size_and_by_age_and_become_parquet(tmp_path: Path) -> None:
-    time, converted = [0.0], threading.Semaphore(0)
-
-    def inline(folder: Path) -> None:
-        convert_all(folder)
-        converted.release()
-
-    log = AnswerLog(tmp_path / "log", AnswerLogSettings(segment_bytes=3_000, segment_minutes=10), convert=inline, clock=lambda: time[0])
+    seconds, folder = [0.0], tmp_path / "log" / "answers"
+    log = AnswerLog(tmp_path / "log", AnswerLogSettings(segment_bytes=3_000, segment_minutes=10), convert=nothing, clock=lambda: seconds[0])
     for number in range(20):
         log.append(logged(number))
-    assert converted.acquire(timeout=30)
-    before = len(list((tmp_path / "log" / "answers").glob("*.jsonl")))
-    time[0] = 601.0
+    lines = len(list(folder.glob("*.jsonl")))
+    assert lines > 3 and convert_all(folder) == lines - 1, "the open one stays"
+    seconds[0] = 601.0
     log.append(logged(20))
-    assert converted.acquire(timeout=30)
-    segments = sorted(path.name for path in (tmp_path / "log" / "answers").iterdir())
-    assert sum(name.endswith(".jsonl") for name in segments) == before == 1, "the open one alone is still lines"
+    assert convert_all(folder) == 1, "the old one was closed by its age"
+    segments = sorted(path.name for path in folder.iterdir())
+    assert sum(name.endswith(".jsonl") for name in segments) == 1
     assert len(segments) > 3 and read_answers(tmp_path) == expected(*range(21))
-    shown = pq.read_table(sorted((tmp_path / "log" / "answers").glob("*/impressions.parquet"))[0])
+    shown = pq.read_table(sorted(folder.glob("*/impressions.parquet"))[0])
     assert shown.column_names == ["user", "item", "timestamp", "request", "position", "propensity", "policy"]
     moment = datetime(2023, 11, 14, 22, 13, 20, 3, tzinfo=UTC)
     rows = [row for row in shown.to_pylist() if row["request"] == f"{3:032x}"]
     assert [tuple(row.values()) for row in rows] == [("u,3\u2028", f"i3-{place}", moment, f"{3:032x}", place + 1, 1 / 3, "sam") for place in range(3)]
     log.close()
-    assert convert_all(tmp_path / "log" / "answers") == 1 and read_answers(tmp_path) == expected(*range(21))
+    assert convert_all(folder) == 1 and read_answers(tmp_path) == expected(*range(21))
+
+
+def test_a_closed_segment_is_converted_by_a_process_beside(tmp_path: Path) -> None:
+    log = AnswerLog(tmp_path / "log", AnswerLogSettings(segment_bytes=1))
+    log.append(logged(1))
+    log.append(logged(2))
+    end = time.monotonic() + 60
+    while not list((tmp_path / "log" / "answers").glob("*/answers.parquet")) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert list((tmp_path / "log" / "answers").glob("*/answers.parquet")) and read_answers(tmp_path) == expected(1, 2)
+    log.close()
 
 
 def test_what_is_being_written_is_not_converted_and_a_new_process_writes_its_own(tmp_path: Path) -> None:
@@ -143,20 +149,20 @@ def check():
     assert read_answers(work) == expected, "answers lost, doubled or changed"
 
 def finish():
+    check()
     convert_all(work / "log" / "answers")
     check()
     left = sorted(path.name for path in (work / "log" / "answers").iterdir())
     assert left == sorted(path.stem for path in (template / "log" / "answers").glob("*.jsonl")), left
 
-kills, moments = 0, random.Random(4).sample(range(1, 70), 16)
+kills, moments = 0, random.Random(4).sample(range(1, 70), 9)
 for moment in sorted(moments):
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(template, work)
     status = child(lambda: killed_at(moment))
     kills += os.WIFSIGNALED(status)
     assert os.WIFSIGNALED(status) or status == 0
-    assert child(check) == 0, f"after a kill at {moment}"
-    assert child(finish) == 0, f"going on after a kill at {moment}"
+    assert child(finish) == 0, f"a kill at {moment}"
 print(kills)
 """
 
@@ -172,4 +178,4 @@ def test_a_conversion_killed_at_any_moment_loses_and_doubles_nothing(tmp_path: P
     arguments = [sys.executable, "-c", DRIVER, str(tmp_path / "template"), str(tmp_path / "work"), str(tmp_path / "expected.json")]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 8, "the moments are spread over the conversion"
+    assert int(done.stdout) >= 4, "the moments are spread over the conversion"

@@ -14,7 +14,7 @@ from longtrail.offpolicy.policies import EpsilonGreedy as OfflineEpsilonGreedy
 from serving.assignment import Assignment
 from serving.policies import Best, EpsilonGreedy, Exploring
 
-USERS = [f"user-{number}" for number in range(20_000)]
+USERS = [f"user-{number}" for number in range(8_000)]
 
 
 def test_users_are_assigned_as_the_shares_say() -> None:
@@ -73,7 +73,7 @@ def test_an_assignment_to_nobody_is_refused() -> None:
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.2, 1.0])
-@pytest.mark.parametrize("places", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("places", [1, 3, 9])
 def test_epsilon_greedy_states_the_exact_chance_of_every_list(epsilon: float, places: int) -> None:
     """Against enumeration: each list's chance, place by place, of "any of those left with epsilon, else the best left"."""
     logits = np.array([0.3, 2.0, -1.0, 2.0])  # a tie: the first of the two is the best
@@ -88,7 +88,7 @@ def test_epsilon_greedy_states_the_exact_chance_of_every_list(epsilon: float, pl
 
     lists = {chosen: chance(chosen) for chosen in itertools.permutations(range(4), min(places, 4))}
     assert abs(sum(np.prod(stated) for stated in lists.values()) - 1) < 1e-12
-    random, draws, counts = np.random.default_rng(places), 3_000, dict.fromkeys(lists, 0)
+    random, draws, counts = np.random.default_rng(places), 1_500, dict.fromkeys(lists, 0)
     for _ in range(draws):
         columns, propensities = EpsilonGreedy(epsilon).draw(logits, places, random)
         chosen = tuple(columns.tolist())

