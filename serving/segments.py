@@ -107,9 +107,10 @@ def read_lines(connection: Any, files: list[Path]) -> str:
     """The SQL that reads answers from lines, leaving out what is none."""
     columns = ", ".join(f"{name}: '{kind}'" for name, kind in ANSWER_COLUMNS.items())
     names = ", ".join(map(quoted, files))
+    whole = " AND ".join(f'"{name}" IS NOT NULL' for name in _NEEDED)
     return (
         f"(SELECT * FROM read_json([{names}], format = 'newline_delimited', ignore_errors = true, maximum_object_size = 67108864, "
-        f"columns = {{{columns}}}) WHERE {' AND '.join(f'"{name}" IS NOT NULL' for name in _NEEDED)})"
+        f"columns = {{{columns}}}) WHERE {whole})"
     )
 
 
