@@ -170,6 +170,11 @@ class Guarded:
         """What `function(store, *arguments)` returns, several reads under one deadline. Raises Unavailable."""
         return self._guard.call(function, self._online, *arguments)
 
+    @property
+    def plain(self) -> Any:
+        """The store without the guard: for work in the background, which may take longer and must not open the breaker."""
+        return self._online
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._online, name)
 

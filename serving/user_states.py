@@ -33,6 +33,7 @@ from longtrail.history import HistoryArrays
 from longtrail.models.attention.user_state import UserState
 from longtrail.models.rankers.ifa import IFA
 from longtrail.models.store import LoadedModel
+from serving.guard import Guarded
 from serving.packed_states import PackedStates
 
 Ints = NDArray[np.int64]
@@ -288,17 +289,19 @@ class UserStates:
 
 
 def attach_states(scorers: Iterable["Keeping"], catalogue: Catalogue, online: Any, artifacts: Path) -> list[UserStates]:
-    """Give each scorer whose ranker keeps something of users its states over the histories of `online` (an OnlineFeatures); equal weights share.
+    """Give each scorer whose ranker keeps something of users its states over the histories of `online`; equal weights share.
 
-    Returns them, to hear of events (`on_events`) and to be rebuilt (`Rebuild`). Raises FeatureStoreError, ModelError.
+    `online` is an OnlineFeatures, or one that is Guarded. Returns the states, to hear of events (`on_events`) and to be rebuilt (`Rebuild`).
+    Raises FeatureStoreError, ModelError.
     """
     attached: dict[str, UserStates] = {}
+    plain = online.plain if isinstance(online, Guarded) else online
     for scorer in scorers:
         ranker = scorer.model.module
         if isinstance(ranker, IFA) and ranker.attention is not None:
             version = ranker.version()
             if version not in attached:
-                attached[version] = UserStates(scorer.model, catalogue, online.kept(version), online, packed=PackedStates.find(artifacts, version))
+                attached[version] = UserStates(scorer.model, catalogue, plain.kept(version), plain, packed=PackedStates.find(artifacts, version))
             scorer.states = attached[version]
     return list(attached.values())
 

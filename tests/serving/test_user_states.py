@@ -4,6 +4,7 @@ import copy
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,12 @@ from longtrail.examples import FeatureSet, history_tensors
 from longtrail.history import HistoryArrays
 from longtrail.models.registry import build_model
 from longtrail.models.store import LoadedModel, ModelCard, save_model
+from serving.artifacts import ARTIFACTS, Artifacts
+from serving.engine import Engine
 from serving.packed_states import PackedStates
+from serving.schemas import Event, EventsRequest, RankRequest
 from serving.scoring import Scorer
+from serving.state import State, StateSettings
 from serving.user_read import UserRead, read_user
 from serving.user_states import RECENT, Rebuild, UserStates, attach_states
 from tests.serving.bento import Outputs
@@ -325,6 +330,34 @@ def test_a_store_that_fails_costs_nothing_but_time(scorer: Callable[..., Scorer]
         one = np.ones(1, np.int64)
         states.on_events(3 * one, one, one, NOW * one, np.array([1]))
     assert noted.count("failed") >= 3 and "rebuilt" not in noted
+
+
+def test_the_engine_serves_from_states_that_its_events_change(features: FeatureSet, packaged: Outputs, tmp_path: Path) -> None:
+    artifacts = Artifacts.open(packaged.bento / "src" / ARTIFACTS)
+    model = ifa(features, max_history=500)
+    settings = artifacts.settings.model_copy(update={"explore_temperature": 0.0})
+    changed = replace(artifacts, ranker=model, settings=settings)
+    online = OnlineFeatures(artifacts.snapshot, state=tmp_path / "online")
+    engine = Engine(changed, State(StateSettings(folder=tmp_path), "f" * 64), online)
+    store = online.kept(model.module.version())  # type: ignore[operator]
+    keys = list(artifacts.catalogue.keys[1:40])
+    try:
+        engine.rank(RankRequest(user_id="u0007", candidates=keys))
+        number = engine.users["u0007"]
+        assert store.read([number])[0].events == 40  # type: ignore[union-attr]
+        for round_ in range(3):
+            events = [Event(user_id=user, item_id=key, action="view") for user in ("u0007", "somebody") for key in keys[round_ : round_ + 3]]
+            engine.take_events(EventsRequest(events=events[:5]))
+        users = [number, engine.users["somebody"]]
+        assert [kept.events for kept in store.read(users) if kept is not None] == [49, 6]
+        expected = recomputed(model, features.catalogue, online.read(users, 1_000).history)
+        for kept, row in zip(store.read(users), expected, strict=True):
+            assert_close(flat_of(kept), row)
+        scored = {item.item_id: item.score for item in engine.rank(RankRequest(user_id="u0007", candidates=keys)).items}
+        by_history = 1 / (1 + np.exp(-whole(engine.scorer, online, number)[0]))
+        np.testing.assert_allclose([scored[artifacts.catalogue.keys[item]] for item in range(1, 40)], by_history, atol=1e-5)
+    finally:
+        engine.close()
 
 
 def test_rankers_without_states_keep_none(scorer: Callable[..., Scorer], features: FeatureSet, packaged: Outputs, tmp_path: Path) -> None:
