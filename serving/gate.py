@@ -23,7 +23,7 @@ logger = logging.getLogger("longtrail.gate")
 
 PROBES = frozenset({"/livez", "/readyz", "/healthz"})
 RETRY = 1  # seconds after which a busy service is worth another try; our choice
-HANDOVER = 10.0  # seconds an event waits for the state folder to change hands; our choice
+HANDOVER = 30.0  # seconds an event waits while the state folder changes hands; our choice
 _DEMO = 4  # requests of the demo page in work, and as many waiting; our choice
 _BODIES = 256  # bodies being read at once; our choice: with 1 MiB each, 256 MiB at worst
 

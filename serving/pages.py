@@ -1,11 +1,14 @@
-"""The page of API docs, without outside resources: BentoML's own loads a tracker."""
+"""The page of API docs, without outside resources (BentoML's own loads a tracker), and the description it shows."""
 
 import base64
+import functools
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 _SCRIPT = 'SwaggerUIBundle({url: "docs.json", dom_id: "#docs", deepLinking: true, validatorUrl: null});'
@@ -29,10 +32,62 @@ _HEADERS = {
 }
 
 
+REFUSALS = {
+    "400": "A field is missing, unknown or wrong",
+    "401": "No token, or none of this service",
+    "403": "The token lacks the right",
+    "408": "The body did not come in time",
+    "413": "The body is too large",
+    "415": "The body is no JSON",
+    "429": "More requests a second than this client may send; Retry-After says when to come again",
+    "431": "Too many or too long headers",
+    "500": "A fault of the service",
+    "503": "Not ready, or too busy; Retry-After says when to come again",
+    "507": "No room on the disk for events; Retry-After says when to come again",
+}
+_TEXT = {"type": "string"}
+_REFUSAL = {
+    "type": "object",
+    "required": ["error", "detail"],
+    "properties": {
+        "error": {**_TEXT, "description": "FIELD: MESSAGE; …"},
+        "detail": {
+            "type": "array",
+            "items": {"type": "object", "required": ["field", "message"], "properties": {"field": _TEXT, "message": _TEXT}},
+        },
+    },
+}
+
+
+def described(spec: dict[str, Any]) -> dict[str, Any]:
+    """BentoML's OpenAPI description with our refusals in the place of its own."""
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+    refusals = {status: {"description": says, "content": body} for status, says in REFUSALS.items()}
+    paths = {
+        path: {
+            method: {**operation, "responses": {**{k: v for k, v in operation["responses"].items() if str(k) == "200"}, **refusals}}
+            if method == "post"
+            else operation
+            for method, operation in operations.items()
+        }
+        for path, operations in spec["paths"].items()
+    }
+    components = {**spec["components"], "schemas": {**spec["components"]["schemas"], "Refusal": _REFUSAL}}
+    return {**spec, "paths": paths, "components": components}
+
+
 async def _docs(request: Request) -> HTMLResponse:
     return HTMLResponse(_PAGE, headers=_HEADERS)
 
 
-def docs_page() -> Starlette:
-    """The API docs at `/` and `/docs`, with the scripts BentoML ships."""
-    return Starlette(routes=[Route("/", _docs), Route("/docs", _docs)])
+def docs_page(spec: Callable[[], dict[str, Any]]) -> Starlette:
+    """The API docs at `/` and `/docs`, with the scripts BentoML ships, and the description at `/docs.json`, made of `spec()` once."""
+
+    @functools.cache
+    def content() -> bytes:
+        return bytes(JSONResponse(described(spec())).body)
+
+    async def described_api(request: Request) -> Response:
+        return Response(content(), media_type="application/json")
+
+    return Starlette(routes=[Route("/", _docs), Route("/docs", _docs), Route("/docs.json", described_api)])

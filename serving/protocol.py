@@ -7,6 +7,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from longtrail.config import GateSettings
+from serving.http import refusal
 
 logger = logging.getLogger("longtrail.protocol")
 
@@ -54,6 +55,13 @@ def bounded_protocol(gate: GateSettings) -> type[asyncio.Protocol]:
         def on_message_complete(self) -> None:
             super().on_message_complete()
             self._head_bytes = 0
+
+        def send_400_response(self, msg: str) -> None:
+            """What is no HTTP, in our shape; the connection cannot be used any more."""
+            content = refusal(400, [("request", msg)]).body
+            head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nx-content-type-options: nosniff\r\n"
+            self.transport.write(f"{head}content-length: {len(content)}\r\nconnection: close\r\n\r\n".encode() + bytes(content))
+            self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._calm()

@@ -213,4 +213,4 @@ _service.add_asgi_middleware(
 )
 _service.add_asgi_middleware(Gate, settings=settings(), life=LIFE)
 _service.mount_asgi_app(_demo.app(), path="/", name="demo")
-_service.mount_asgi_app(docs_page(), path="/", name="api_docs")
+_service.mount_asgi_app(docs_page(lambda: _service.openapi_spec.asdict()), path="/", name="api_docs")

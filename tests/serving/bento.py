@@ -69,11 +69,12 @@ class Outputs:
         return bento
 
 
-def make_outputs(root: Path, **serving: Any) -> Outputs:
-    """Everything `package` reads, with verdict "win". `serving` overrides SERVING."""
+def make_outputs(root: Path, *, features: dict[str, Any] | None = None, **serving: Any) -> Outputs:
+    """Everything `package` reads, with verdict "win". `serving` overrides SERVING; `features` is that section of the settings."""
     made = Outputs(root)
     root.mkdir(parents=True, exist_ok=True)
     params = {"dataset": {"kind": "world"}, "models": MODELS, "pipeline": {"models": list(MODELS)}, "serving": SERVING | serving}
+    params["features"] = features or {}
     params["selection"] = {
         "incumbent": "popularity",
         "retrieval": {"metric": "ndcg@10", "max_latency_ms": 50, "max_bytes": 10**9},
