@@ -26,7 +26,7 @@ from longtrail.errors import LongtrailError
 from longtrail.files import atomic_file
 from serving.clock import now
 from serving.event_ids import EventIds, hash_of
-from serving.event_records import HEADER, SUFFIX, LoggedEvent, decode, encode, is_whole, read_events, read_segment, segments
+from serving.event_records import HEADER, SUFFIX, UNTIMED, LoggedEvent, decode, encode, is_whole, read_events, read_segment, segments
 
 FOLDER = "events"  # in the folder of all logs
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -102,7 +102,7 @@ class EventLog:
             if self._broken is not None:
                 raise LogBroken(self._broken)
             first = max(self.last + 1, now())
-            stamped = [replace(event, written_at=first + place) for place, event in enumerate(events)]
+            stamped = [_stamped(event, first + place) for place, event in enumerate(events)]
             if self._size >= self._segment_bytes:
                 self._rotate()
             self._write(encode(stamped))
@@ -172,6 +172,10 @@ class EventLog:
             self._forgotten += [hash_of(e.event_id) for chunk in read_segment(file) for e in chunk if e.event_id is not None]
             file.unlink()
             logger.info("%s: older than the retention, deleted", file)
+
+
+def _stamped(event: LoggedEvent, moment: int) -> LoggedEvent:
+    return replace(event, written_at=moment, timestamp=moment if event.timestamp == UNTIMED else event.timestamp)
 
 
 def _open_segment(path: Path) -> tuple[int, int, bytes | None]:

@@ -19,6 +19,9 @@ _values = attrgetter(*COLUMNS[:-1])
 _CHUNK = 10_000  # events held at a time when a log is read; our choice
 
 
+UNTIMED = -1  # the `timestamp` of an event that says no time: it becomes `written_at`
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggedEvent:
     """One event as it is logged, times in UTC microseconds. `written_at` grows strictly along the log, so it is also the event's place in it."""

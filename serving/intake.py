@@ -18,7 +18,7 @@ from serving.clock import now
 from serving.commit import Committed, GroupCommit
 from serving.errors import Refused, RequestError
 from serving.event_log import EventLog
-from serving.event_records import LoggedEvent
+from serving.event_records import UNTIMED, LoggedEvent
 from serving.personal import Timer
 from serving.schemas import BadEvent, Event, EventsAnswer, EventsRequest, Rejection, microseconds
 from serving.users import Users
@@ -160,12 +160,12 @@ class Intake:
 
 
 def _logged(event: Event, moment: int) -> LoggedEvent:
-    """`written_at` follows when it is logged. A client's clock that is ahead must not make an event available before it happened."""
+    """Its own time follows when it is logged: no two events without a time share one. A client's clock that is ahead must not make an event available before it happened."""
     return LoggedEvent(
         event_id=event.event_id,
         user=event.user_id,
         item=event.item_id,
-        timestamp=moment if event.timestamp is None else min(microseconds(event.timestamp), moment),
+        timestamp=UNTIMED if event.timestamp is None else min(microseconds(event.timestamp), moment),
         action=event.action,
         value=event.value,
         request=event.request_id,

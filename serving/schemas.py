@@ -90,6 +90,8 @@ class BadEvent:
 
 def _event_or_fault(value: Any, handler: ValidatorFunctionWrapHandler) -> "Event | BadEvent":
     """A row that is wrong must not cost the others."""
+    if not isinstance(value, dict | Event):
+        return BadEvent("event", "no object; expected one with user_id, item_id and action")
     try:
         return cast(Event, handler(value))
     except ValidationError as error:
