@@ -160,7 +160,8 @@ class Intake:
 
 
 def _logged(event: Event, moment: int) -> LoggedEvent:
-    """Its own time follows when it is logged: no two events without a time share one. A client's clock that is ahead must not make an event available before it happened."""
+    """An event without a time gets the log's own, so that no two share it. A client's clock that is ahead must not make one available before it
+    happened."""
     return LoggedEvent(
         event_id=event.event_id,
         user=event.user_id,
