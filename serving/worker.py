@@ -69,6 +69,8 @@ class Server(uvicorn.Server):
                 life.settle()
                 self._control.tell("reclaimed")
             elif what == "retire":
+                for server in self.servers:  # first: what is handed on must not come back to us
+                    server.close()
                 life.successor = message["successor"]
                 life.settle()
                 self.should_exit = True

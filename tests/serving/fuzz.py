@@ -21,8 +21,8 @@ GOOD: dict[str, Any] = {
     "/recommend": {"user_id": "u0001", "k": 3},
     "/rank": {"user_id": "u0001", "candidates": ["i0001", "i0002"]},
     "/events": {"events": [{"user_id": "u0001", "item_id": "i0001", "action": "click", "timestamp": "2026-01-01T00:00:00Z", "value": 1.5}]},
-    "/demo/api/explain": {"user_id": "u0001", "items": ["i0001"]},
-    "/demo/api/users": {"prefix": "u"},
+    "/demo/api/explain": {"user_id": "u0001", "arms": ["sam"], "k": 3},
+    "/demo/api/users": {"starts": "u"},
 }
 PATHS = (
     *GOOD,
