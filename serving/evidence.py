@@ -110,7 +110,7 @@ def full_of(entry: Mapping[str, Any]) -> dict[str, Ints] | None:
 
 
 def _packed(rows: list[Ints]) -> str:
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(rows, "<i8").tobytes(), 6)).decode("ascii")
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(rows, "<i8").tobytes(), 1)).decode("ascii")
 
 
 def _unpacked(text: str, names: tuple[str, ...]) -> dict[str, Ints]:

@@ -70,6 +70,7 @@ def configure(settings: LogSettings) -> None:
                 handler.addFilter(_Counting())
     own = logging.getLogger("longtrail")
     own.setLevel(settings.level.upper())
+    logging.getLogger("serving").setLevel(settings.level.upper())  # modules' own loggers; the root's handlers write them
     own.handlers = logging.getLogger("bentoml").handlers
     own.propagate = False
 

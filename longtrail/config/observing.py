@@ -30,7 +30,7 @@ class EvidenceSettings(Settings):
     """What an answer's log line holds beside the list, so that `python -m serving.replay` can make its scores again."""
 
     share: Share = Field(1.0, description="share of the personal lists logged with pointers to their features, digests and all scores")
-    full: Share = Field(0.01, description="share logged with the features themselves, so that replay can name the first value that differs")
+    full: Share = Field(0.002, description="share logged with the features themselves, so that replay can name the first value that differs")
 
 
 class LogSettings(Settings):
