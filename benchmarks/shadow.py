@@ -4,7 +4,6 @@ One Bento, SAM with 1,000 events and 200 candidates, served without and with SAM
 after the other, and at fixed rates on an open loop. The client shares the machine. `scored` is what the shadow got to.
 """
 
-import contextlib
 import os
 import re
 import tempfile
@@ -23,6 +22,7 @@ from components.package import seal
 from longtrail.files import write_json
 
 LENGTH, CANDIDATES = 1_000, 200
+WARM = 30  # requests before each measurement
 
 
 def configure(bento: Bento, *, shadow: bool) -> None:
@@ -55,23 +55,30 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON to write")] = Path("build/benchmarks/shadow.json"),
 ) -> None:
     """Measure, print a line each, write JSON."""
-    load_before, rows = os.getloadavg()[0], list[dict[str, Any]]()
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="longtrail-shadow-")))
-        bento = make_bento(folder / "bento", "sam", [LENGTH], items=10_000, threads=1, redis_address=None)
-        bodies = make_requests(bento, length=LENGTH, candidates=CANDIDATES, count=max(count, int(rate * seconds)) + 30)
-        for _ in range(rounds):
-            for shadow in (False, True):
-                configure(bento, shadow=shadow)
-                with packaged(bento, port):
-                    in_sequence(port, bodies[:30])
-                    for load, taken in (
-                        ("in sequence", in_sequence(port, bodies[30 : 30 + count])),
-                        (f"{rate:g} a second", at_rate(port, bodies[30 : 30 + int(rate * seconds)], rate)),
-                    ):
-                        rows.append({"shadow": shadow, "load": load, **taken.row(), "scored": scored(port)})
-                        print({name: round(value, 1) if isinstance(value, float) else value for name, value in rows[-1].items()}, flush=True)
+    load_before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="longtrail-shadow-") as folder:
+        bento = make_bento(Path(folder) / "bento", "sam", [LENGTH], items=10_000, threads=1, redis_address=None)
+        rows = measure(bento, port, rounds=rounds, count=count, rate=rate, seconds=seconds)
     write_json(out, {"rows": rows, "length": LENGTH, "candidates": CANDIDATES, **made(load_before)})
+
+
+def measure(bento: Bento, port: int, *, rounds: int, count: int, rate: float, seconds: float) -> list[dict[str, Any]]:
+    """Rows of both, in turns."""
+    rows: list[dict[str, Any]] = []
+    bodies = make_requests(bento, length=LENGTH, candidates=CANDIDATES, count=max(count, int(rate * seconds)) + WARM)
+    for _ in range(rounds):
+        for shadow in (False, True):
+            configure(bento, shadow=shadow)
+            with packaged(bento, port):
+                in_sequence(port, bodies[:WARM])
+                for load in ("in sequence", f"{rate:g} a second"):
+                    if load == "in sequence":
+                        taken = in_sequence(port, bodies[WARM : WARM + count])
+                    else:
+                        taken = at_rate(port, bodies[WARM : WARM + int(rate * seconds)], rate)
+                    rows.append({"shadow": shadow, "load": load, **taken.row(), "scored": scored(port)})
+                    print({name: round(value, 1) if isinstance(value, float) else value for name, value in rows[-1].items()}, flush=True)
+    return rows
 
 
 if __name__ == "__main__":
