@@ -162,7 +162,7 @@ def test_a_pick_changes_the_history_and_the_lists(running: Running, page: Browse
     page.click("#items-a li:nth-child(4) .pick")
     page.until(PICKED)
     assert history(running, "u0021") == [*before, chosen.removeprefix("Item ")]
-    assert f"Recorded view for {chosen}" in text(page, "#changed")
+    assert f"Recorded click for {chosen}" in text(page, "#changed")
     assert chosen not in titles(page, "a") and text(page, "#history-facts").startswith("41 events")
     assert text(page, "#events li.fresh").startswith(chosen) and page.js("Boolean(document.querySelector('#strip .grown'))")
     moved = page.js("document.querySelectorAll('#items-a .move.new, #items-a .move.up, #items-a .move.down').length")
@@ -205,7 +205,7 @@ def test_it_works_by_keyboard_alone(running: Running, page: Browser) -> None:
     page.key("Enter")
     assert page.js(f"{focused}.getAttribute('aria-pressed')") == "true"
     page.key("Tab")
-    assert page.js(f"{focused}.getAttribute('aria-label')") == f"Record view for {second}"
+    assert page.js(f"{focused}.getAttribute('aria-label')") == f"Record click for {second}"
     page.key("Enter")
     page.until(PICKED)
     assert history(running, "u0032")[-1] == second.removeprefix("Item ")
@@ -357,11 +357,11 @@ def test_a_service_that_is_gone_is_said(page: Browser) -> None:
 @LOOKED_AT
 def test_less_motion_is_less_motion(made: Canned, page: Browser) -> None:
     for calm, moves in ((True, False), (False, True)):
+        made.picked.clear()
         page.screen(1280, 900, calm=calm)
         page.go(f"{made.url}?{calm}")
         page.until(READY)
         page.js("window.moved = 0; Element.prototype.animate = function () { window.moved += 1; }; 0")
-        made.picked.clear()
         page.click("#items-a li:nth-child(1) .pick")
         page.until(PICKED)
         assert (page.js("window.moved") > 0) is moves
