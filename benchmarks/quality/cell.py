@@ -44,7 +44,7 @@ def cell(
     card = ModelCard(name=model, settings=settings, sizes=features.sizes, actions=features.actions, prior_click_rate=features.prior_click_rate)
     result: dict[str, Any] = {
         **vars(Cell(seed=seed, board=board, model=model)),
-        "settings": settings.model_dump(mode="json", exclude_defaults=True),
+        "settings": settings.model_dump(mode="json"),
         "metrics": judge(LoadedModel(module=trained.module, card=card), features, chosen),
         "valid": {trained.metric: trained.value},
         "epochs": len(trained.curve),
