@@ -1,11 +1,10 @@
 """Has what the service saw moved away from what its models learned from? `python -m serving.drift STATE --bento build/bento --out build/drift`.
 
 Reads the logs of a state folder (it may be in use) and writes OUT/drift.json, OUT/drift.html and OUT/data_docs/: features, users, items and click
-rates against the Bento's reference (longtrail.drift), by the measures of the running service; and what was served through the Great Expectations suite
+rates against the Bento's reference (longtrail.drift), by the measures of the service; and what was served through the Great Expectations suite
 of the training data. An offline tool: it needs the pipeline's packages (Great Expectations, matplotlib), which a Bento has not.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -42,9 +41,6 @@ class Served:
         self.end = self.answers[-1]["timestamp"]
         start = 0 if days is None else self.end - int(days * _DAY)
         self.answers = [answer for answer in self.answers if answer["timestamp"] >= start]
-        for answer in self.answers:
-            if isinstance(answer["evidence"], str):
-                answer["evidence"] = json.loads(answer["evidence"])
         self.events: list[LoggedEvent] = [event for chunk in read_events(state / "log" / "events", start) for event in chunk]
         self._users = dict(artifacts.users)
         for key in dict.fromkeys([*(answer["user"] for answer in self.answers), *(event.user for event in self.events)]):

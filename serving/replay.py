@@ -6,7 +6,6 @@ ranker. Features must be equal, scores within 1e-5 (relative where above 1). Exi
 does, by time, is named with the feature and both values.
 """
 
-import json
 import sys
 import tempfile
 from collections import Counter
@@ -92,8 +91,7 @@ def replay_over(artifacts: Artifacts, state: Path, *, limit: int | None = None) 
 def choose(answers: Sequence[dict[str, Any]], build: str, scorers: Mapping[str, Scorer]) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Answers that can be replayed, and how many cannot, by reason."""
     chosen, left_out = [], Counter[str]()
-    for logged in answers:
-        answer = {**logged, "evidence": json.loads(logged["evidence"]) if isinstance(logged["evidence"], str) else logged["evidence"]}
+    for answer in answers:
         if answer["model"] is None:
             left_out["no personal list"] += 1
         elif answer["evidence"] is None:

@@ -98,9 +98,9 @@ def test_every_fallback_and_refusal_reason_is_in_the_runbook() -> None:
     from serving.lists import UNKNOWN_USER
 
     reasons = {ARM_FAILED, AVOIDED, DOWN, SLOW, UNKNOWN_USER}
-    for _, tree in trees():
+    for file, tree in trees():
         for node in ast.walk(tree):
-            if isinstance(node, ast.keyword) and node.arg == "reason" and isinstance(node.value, ast.Constant):
+            if file.name == "gate.py" and isinstance(node, ast.keyword) and node.arg == "reason" and isinstance(node.value, ast.Constant):
                 reasons.add(node.value.value)
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "refused":
                 reasons |= {part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
@@ -122,8 +122,8 @@ def test_every_message_of_a_service_that_is_not_ready_is_in_the_runbook() -> Non
                 and getattr(node.exc.func, "id", "") in OPENING
             ):
                 texts = [text for part in ast.walk(node.exc) if (text := template(part))]
-                if file.name == "integrity.py" and not any(len(text) > 5 for text in texts):
-                    continue  # a list of faults, each found below
+                if not any(len(text) > 5 for text in texts):
+                    continue  # what is wrong is said elsewhere: a list of faults, the keys of a file
                 if not any(cell in text for text in texts for cell in known if len(cell) > 5):
                     missing.append(f"{file.name}:{node.lineno}: {texts}")
     assert not missing, "\n".join(missing)

@@ -111,4 +111,4 @@ def test_two_services_on_a_machine_keep_their_own_metrics(running: Running) -> N
     """BentoML empties its Prometheus folder at a start; ours is the state folder's own."""
     assert (running.state / "bentoml").is_dir()
     port = httpx.URL(str(running.client.base_url)).port
-    assert list((running.state / "bentoml" / str(port) / "prometheus_multiproc_dir").glob("*.db"))
+    assert list((running.state / "bentoml" / str(port) / "metrics").glob("*.db"))
