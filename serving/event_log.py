@@ -57,6 +57,8 @@ class EventLog:
 
         Raises EventLogError.
         """
+        if (old := logs / "events.csv").exists():
+            logger.warning("%s: the log of an earlier version; its events are in no history made since. Feed it to components.ingest", old)
         self.folder = logs / FOLDER
         self.folder.mkdir(parents=True, exist_ok=True)
         self._segment_bytes = segment_bytes
