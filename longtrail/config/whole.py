@@ -55,7 +55,7 @@ class ClusterSettings(Settings):
         None, description="the Kubernetes secret whose key `password` is $REDIS_PASSWORD in the steps that reach the online store"
     )
     nodes: Positive = Field(1, description="machines that train one model together (pipelines.trainjob)")
-    claim: str = Field("longtrail-data", description="the volume claim with features, models and checkpoints, shared by those machines (ReadWriteMany)")
+    claim: str = Field("longtrail-data", description="the volume claim with features, models and checkpoints, shared by them (ReadWriteMany)")
 
 
 def _default_models() -> dict[str, "Model"]:
