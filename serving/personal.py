@@ -56,5 +56,7 @@ class PersonalLists:
             propensities=propensities,
             candidates=candidates,
             retrieved=retrieved,
-            evidence=Evidence(time=time, history=user.history, total=user.total, user=user.statistics, items=item_statistics, logits_C=logits_C, retrieved=retrieved),
+            evidence=Evidence(
+                time=time, history=user.history, total=user.total, user=user.statistics, items=item_statistics, logits_C=logits_C, retrieved=retrieved
+            ),
         )
