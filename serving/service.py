@@ -88,12 +88,18 @@ class Longtrail:
 
         import features.online  # noqa: F401  (imports take seconds: not while the state folder changes hands)
         import serving.engine  # noqa: F401
+        from features.repository import open_repository
         from serving.arms import load_arms
         from serving.artifacts import Artifacts
+        from serving.parity import ELSEWHERE, check_parity
 
         artifacts = Artifacts.open(ROOT)
         torch.set_num_threads(artifacts.settings.threads)
-        return artifacts, load_arms(artifacts)
+        arms, files = load_arms(artifacts), artifacts.parity_files()
+        for arm in arms.all:  # what scores otherwise than offline is found before the old process gives anything up
+            check_parity(arm.scorer, files[arm.model], ELSEWHERE)
+        open_repository(artifacts.snapshot)  # imports Feast, too
+        return artifacts, arms
 
     def _open(self, loaded: Any) -> Any:
         """The engine, warm. Raises LongtrailError where its scores differ from the offline ones, or its state cannot be read."""
