@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx
@@ -74,10 +74,11 @@ def service(redis: Redis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder = tmp_path_factory.mktemp("faults")
     made = make_outputs(folder / "build", features={"online_store": "redis", "redis_address": f"127.0.0.1:{redis.port}"}, **SETTINGS)
     made.package()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(TOKENS, f"reader read {READER}\nwriter read,events {WRITER}\nnobody metrics {NOBODY}")
-        with server(made.bento, folder / "state") as (client, process):
-            yield client, process, folder / "state"
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:  # for this server alone
+            patch.setenv(TOKENS, f"reader read {READER}\nwriter read,events {WRITER}\nnobody metrics {NOBODY}")
+            client, process = stack.enter_context(server(made.bento, folder / "state"))
+        yield client, process, folder / "state"
 
 
 def test_tokens(service: tuple[httpx.Client, int, Path]) -> None:
