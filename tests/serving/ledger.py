@@ -1,9 +1,11 @@
 """What clients of /events sent and were told. Light to import: processes that are killed by the dozen use it."""
 
+import json
 import random
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 START = 1_600_000_000_000_000  # µs; each event happened at its own moment, so that it can be told apart in a history
@@ -45,3 +47,15 @@ class Ledger:
     def failed(self, rows: list[dict[str, Any]]) -> None:
         with self.lock:
             self.unanswered.append(rows)
+
+
+def told(path: Path) -> list[tuple[str, Any]]:
+    """(word, content) of each line a client wrote before it was killed. A line torn by that is none: what it tells of was not done, or not heard."""
+    lines = []
+    for line in path.read_text().splitlines():
+        word, _, content = line.partition(" ")
+        try:
+            lines.append((word, json.loads(content)))
+        except ValueError:
+            continue
+    return lines

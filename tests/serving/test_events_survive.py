@@ -1,6 +1,5 @@
 """What was acknowledged is there exactly once, and nothing is that nobody sent: many clients, a service that is killed at random moments, retries."""
 
-import json
 import random
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from features.online import OnlineFeatures
 from serving.artifacts import ARTIFACTS
 from serving.event_records import LoggedEvent, read_events
 from tests.serving.bento import Outputs, server
-from tests.serving.ledger import START, Ledger
+from tests.serving.ledger import START, Ledger, told
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,12 +112,11 @@ def test_an_intake_that_is_killed_again_and_again(packaged: Outputs, tmp_path: P
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert ended.stdout.split().count("killed") >= 12 and ended.stdout.split()[-1] == "done", ended.stdout + ended.stderr[-3_000:]
     ledger = Ledger()
-    for line in (tmp_path / "told").read_text().splitlines():
-        word, _, content = line.partition(" ")
+    for word, content in told(tmp_path / "told"):
         if word == "sent":
-            ledger.sent |= {event["event_id"]: event for event in json.loads(content)}
+            ledger.sent |= {event["event_id"]: event for event in content}
         else:
-            ledger.acknowledged |= set(json.loads(content))
+            ledger.acknowledged |= set(content)
     assert len(ledger.acknowledged) > 100
     (folder,) = (tmp_path / "state" / "online").iterdir()
     ids = {"u0001": 1, "u0002": 2, "u0003": 3} | new_users(folder)
@@ -135,10 +133,10 @@ from serving.intake import Intake
 from serving.schemas import EventsRequest
 from serving.state import State, StateSettings
 from serving.users import Users
-from tests.serving.ledger import Ledger
+from tests.serving.ledger import Ledger, told
 
 snapshot, folder = Path(sys.argv[1]), Path(sys.argv[2])
-told = os.open(folder / "told", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+told_to = os.open(folder / "told", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 online = OnlineFeatures(snapshot, state=folder / "state" / "online" / ("f" * 16))  # each life opens its own connection for writing
 
 class Items:
@@ -146,7 +144,7 @@ class Items:
         return int(key[1:])
 
 def tell(word, content):
-    os.write(told, f"{word} {json.dumps(content)}\\n".encode())
+    os.write(told_to, f"{word} {json.dumps(content)}\\n".encode())
 
 def life(number, alive):
     from longtrail.config import EventLogSettings
@@ -158,11 +156,11 @@ def life(number, alive):
     if number < 0:
         os._exit(0)
     ledger = Ledger()
-    lines = [line.split(" ", 1) for line in (folder / "told").read_text().splitlines()]
-    acknowledged = {name for word, content in lines if word == "acknowledged" for name in json.loads(content)}
-    for word, content in lines:
+    os.write(told_to, b"\\n")
+    lines = told(folder / "told")
+    acknowledged = {name for word, content in lines if word == "acknowledged" for name in content}
+    for word, rows in lines:
         if word == "sent":
-            rows = json.loads(content)
             ledger.sent |= {event["event_id"]: event for event in rows}
             if not {event["event_id"] for event in rows} <= acknowledged:
                 ledger.unanswered.append(rows)
