@@ -6,10 +6,13 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+
+from serving import schemas
 
 _SCRIPT = 'SwaggerUIBundle({url: "docs.json", dom_id: "#docs", deepLinking: true, validatorUrl: null});'
 _PAGE = f"""<!doctype html>
@@ -60,7 +63,7 @@ _REFUSAL = {
 
 
 def described(spec: dict[str, Any]) -> dict[str, Any]:
-    """BentoML's OpenAPI description with our refusals in the place of its own."""
+    """BentoML's OpenAPI description with our refusals in the place of its own, and with the fields that may be null, which it leaves out."""
     body = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
     refusals = {status: {"description": says, "content": body} for status, says in REFUSALS.items()}
     paths = {
@@ -72,8 +75,19 @@ def described(spec: dict[str, Any]) -> dict[str, Any]:
         }
         for path, operations in spec["paths"].items()
     }
-    components = {**spec["components"], "schemas": {**spec["components"]["schemas"], "Refusal": _REFUSAL}}
-    return {**spec, "paths": paths, "components": components}
+    models = {name: _nullable(name, model) for name, model in spec["components"]["schemas"].items()}
+    return {**spec, "paths": paths, "components": {**spec["components"], "schemas": {**models, "Refusal": _REFUSAL}}}
+
+
+def _nullable(name: str, described_model: dict[str, Any]) -> dict[str, Any]:
+    """A model of serving.schemas as BentoML describes it, with `nullable` (OpenAPI 3.0) where pydantic says so."""
+    model = getattr(schemas, name.removesuffix("IODescriptor"), None)
+    if model is None:
+        return described_model
+    known = TypeAdapter(model).json_schema().get("properties", {})
+    nullable = {field for field, value in known.items() if {"type": "null"} in value.get("anyOf", ())}
+    fields = described_model["properties"].items()
+    return {**described_model, "properties": {field: {**value, "nullable": True} if field in nullable else value for field, value in fields}}
 
 
 async def _docs(request: Request) -> HTMLResponse:
