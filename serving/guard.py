@@ -141,12 +141,7 @@ class StoreGuard:
 
     def _changed(self, state: State) -> None:
         level = logging.INFO if state == "half_open" else logging.WARNING
-        says = {
-            "open": "left alone for a while: lists are the popular ones",
-            "half_open": "tried again",
-            "closed": "answers again: lists are personal",
-        }
-        logger.log(level, "online store: %s", says[state])
+        logger.log(level, "online store: %s", _SAYS[state])
         self._on_state(state)
 
     def close(self) -> None:

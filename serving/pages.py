@@ -6,13 +6,10 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-
-from serving import schemas
 
 _SCRIPT = 'SwaggerUIBundle({url: "docs.json", dom_id: "#docs", deepLinking: true, validatorUrl: null});'
 _PAGE = f"""<!doctype html>
@@ -75,19 +72,28 @@ def described(spec: dict[str, Any]) -> dict[str, Any]:
         }
         for path, operations in spec["paths"].items()
     }
-    models = {name: _nullable(name, model) for name, model in spec["components"]["schemas"].items()}
-    return {**spec, "paths": paths, "components": {**spec["components"], "schemas": {**models, "Refusal": _REFUSAL}}}
+    models = {name: _nullable(model) for name, model in spec["components"]["schemas"].items()}
+    components = {**spec["components"], "schemas": {**models, "Refusal": _REFUSAL}}
+    return {**spec, "paths": _referring(paths, set(models)), "components": components}
 
 
-def _nullable(name: str, described_model: dict[str, Any]) -> dict[str, Any]:
-    """A model of serving.schemas as BentoML describes it, with `nullable` (OpenAPI 3.0) where pydantic says so."""
-    model = getattr(schemas, name.removesuffix("IODescriptor"), None)
-    if model is None:
-        return described_model
-    known = TypeAdapter(model).json_schema().get("properties", {})
-    nullable = {field for field, value in known.items() if {"type": "null"} in value.get("anyOf", ())}
-    fields = described_model["properties"].items()
-    return {**described_model, "properties": {field: {**value, "nullable": True} if field in nullable else value for field, value in fields}}
+def _nullable(model: dict[str, Any]) -> dict[str, Any]:
+    """BentoML describes what may be null as JSON Schema does; OpenAPI 3.0 says `nullable`."""
+    fields = {}
+    for name, field in model.get("properties", {}).items():
+        kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+        maybe = len(kinds) == 1 and len(field["anyOf"]) == 2
+        fields[name] = {**{key: value for key, value in field.items() if key != "anyOf"}, **kinds[0], "nullable": True} if maybe else field
+    return {**model, "properties": fields} if fields else model
+
+
+def _referring(node: Any, models: set[str]) -> Any:
+    """`node` with references in the place of models that are written out: BentoML loses there what may be null."""
+    if isinstance(node, dict):
+        if node.get("type") == "object" and node.get("title") in models:
+            return {"$ref": f"#/components/schemas/{node['title']}"}
+        return {key: _referring(value, models) for key, value in node.items()}
+    return [_referring(value, models) for value in node] if isinstance(node, list) else node
 
 
 async def _docs(request: Request) -> HTMLResponse:
