@@ -16,7 +16,7 @@ START = 1_600_000_000  # seconds
 
 
 def write_long_memory(
-    folder: Path, *, users: int = 400, items: int = 2_000, categories: int = 50, events: int = 3_000, phase: int = 250, kept: int = 5,
+    folder: Path, *, users: int = 1_200, items: int = 1_000, categories: int = 20, events: int = 2_000, phase: int = 250, kept: int = 2,
     requests: int = 40, shown: int = 10, seed: int = 0,
 ) -> None:  # fmt: skip
     """`events.parquet` and `impressions.parquet` in `folder`. `kept` categories make a phase of `phase` events."""
