@@ -161,7 +161,7 @@ def test_the_window_slides_and_joins_clicks(artifacts: Artifacts, maker: RowMake
 def served(running: Running, artifacts: Artifacts) -> Served:
     """A session of some users, new ones among them, with clicks."""
     for number in range(24):
-        user = f"u{number:04d}" if number % 4 else f"drift-new-{number}"
+        user = f"u{31 + number:04d}" if number % 4 else f"drift-new-{number}"
         answer = running.client.post("/recommend", json={"user_id": user, "k": 3}).json()
         click = {"user_id": user, "item_id": answer["items"][0]["item_id"], "action": "click", "request_id": answer["request_id"]}
         assert running.client.post("/events", json={"events": [click]}).status_code == 200
