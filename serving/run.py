@@ -33,6 +33,10 @@ QUIET = {
 }
 
 
+# glibc gives the large arrays of a request back to the system and asks for them anew at the next one: a tenth of SAM's time went into page faults.
+KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+
+
 def serve(
     bento: Annotated[Path, typer.Option(help="the packaged Bento, a folder")] = Path("build/bento"),
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for every network")] = "127.0.0.1",
@@ -77,7 +81,7 @@ def environment(folder: Path, host: str, port: int) -> dict[str, str]:
         "PROMETHEUS_MULTIPROC_DIR": str(home / "metrics"),
         "PYTHONPYCACHEPREFIX": str(folder / "pycache"),  # a Bento is not written to
     }
-    inherited = {"NUMBA_CACHE_DIR": str(folder / "pycache" / "numba"), **os.environ}
+    inherited = {"NUMBA_CACHE_DIR": str(folder / "pycache" / "numba"), **KEPT_MEMORY, **os.environ}
     return {**inherited, **QUIET, **more}
 
 
