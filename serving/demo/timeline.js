@@ -58,7 +58,7 @@ export class Timeline {
     const letter = "ab"[side];
     const passes = one.passes.length;
     if (!passes) {
-      const words = one.fallback ? "the popular list: the history is not looked at" : one.kind && !this.answer.total ? "no history to look at" : "does not look at the history";
+      const words = one.fallback ? "the popular list: the history is not looked at" : one.kind && !this.answer.total ? "no history to look at" : "this ranker does not say what it looked at";
       return [make("p", { class: `plot none ${letter}` }, make("span", { class: "label" }, make("span", { class: "dot" }), arm(one.name)), make("span", { class: "said" }, words))];
     }
     return one.passes.map((_, pass) => {
