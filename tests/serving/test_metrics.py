@@ -247,7 +247,10 @@ def test_a_request_waits_then_works_then_is_gone() -> None:
     metrics = Metrics(registry)
     trace = Trace("r", "rank")
     begin(trace)
-    # Prometheus' files, where another test has switched them on, are shared by all registries of a process.
+    # Prometheus' files, where another test has switched them on, are shared by all registries of a process: a series starts at what stands there.
+    for status, more in ((200, {"arm": "sam"}), (503, {"reason": "busy"})):
+        metrics.arrived()
+        metrics.left("rank", status, 0.1, **more)
     before = refused(registry), counted(registry)
 
     def flight() -> tuple[float, float]:
