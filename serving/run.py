@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import socket
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,7 @@ import typer
 from serving.demo.switch import DEMO_VARIABLE, own_machine
 from serving.state import STATE_VARIABLE
 from serving.supervisor import Supervisor
-from serving.swap import listen, runs
+from serving.swap import listen, runs, stop
 
 BACKLOG = 2_048  # connections that wait to be taken, also while no worker runs
 
@@ -45,16 +44,16 @@ def serve(
 ) -> None:
     """Serve a Bento until interrupted."""
     if not (bento / "bento.yaml").is_file():
-        raise _stop(f"{bento} is no Bento: no {bento / 'bento.yaml'}. Package one first: make run")
+        raise stop(f"{bento} is no Bento: no {bento / 'bento.yaml'}. Package one first: make run")
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise _stop(f"port {port} of {host} is taken: choose another with --port (make serve PORT=…)") from None
-        raise _stop(f"{host}: {error.strerror}; expected an address of this machine, such as 127.0.0.1") from None
+            raise stop(f"port {port} of {host} is taken: choose another with --port (make serve PORT=…)") from None
+        raise stop(f"{host}: {error.strerror}; expected an address of this machine, such as 127.0.0.1") from None
     folder = (state or Path(os.environ.get(STATE_VARIABLE) or "var/serving")).absolute()
     if runs(folder):
-        raise _stop(f"{folder} is the state folder of a service that runs: choose another with --state, or swap its Bento (python -m serving.swap)")
+        raise stop(f"{folder} is the state folder of a service that runs: choose another with --state, or swap its Bento (python -m serving.swap)")
     print(f"Serving {bento} on http://{host}:{port} (API docs there, too; state in {folder}). Ready in some 20 seconds; Ctrl-C stops it.", flush=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     asyncio.run(_supervise(listening, bento.absolute(), folder, host, port))
@@ -83,11 +82,6 @@ def environment(folder: Path, host: str, port: int) -> dict[str, str]:
     }
     inherited = {"NUMBA_CACHE_DIR": str(folder / "pycache" / "numba"), **KEPT_MEMORY, **os.environ}
     return {**inherited, **QUIET, **more}
-
-
-def _stop(message: str) -> SystemExit:
-    print(f"error: {message}", file=sys.stderr)
-    return SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 BentoML imports this file in its supervisor too, so nothing heavy is imported before the worker makes the service.
 """
 
+import functools
 import logging
 import os
-from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +41,7 @@ class BadRequest(BentoMLException):
     error_code = HTTPStatus.BAD_REQUEST
 
 
+@functools.cache
 def settings() -> ServingSettings:
     """The Bento's settings; the defaults outside a Bento, where the service can be imported and described but not made."""
     params = ROOT / "params.yaml"
@@ -116,7 +117,7 @@ class Longtrail:
         online = Guarded(OnlineFeatures(artifacts.snapshot, state=state.online), guard)
         engine = Engine(artifacts, state, online, timer=self._metrics.stage, arms=arms, observer=self._metrics)
         for states in engine.states:
-            states.note = partial(self._metrics.changed, "user_state")
+            states.note = functools.partial(self._metrics.changed, "user_state")
         difference = engine.warm_up()
         logger.info("ready: arm %s, scores within %.1e of the offline ones, state in %s", artifacts.manifest.arm, difference, settings.folder)
         lineage = artifacts.manifest.lineage

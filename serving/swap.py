@@ -27,13 +27,13 @@ def swap(
     """Swap the running service's Bento. Exit code 1, and the old one serves on, where the new one does not become ready."""
     folder = (state or Path(os.environ.get(STATE_VARIABLE) or "var/serving")).absolute()
     if not (bento / "bento.yaml").is_file():
-        raise _stop(f"{bento} is no Bento: no {bento / 'bento.yaml'}")
+        raise stop(f"{bento} is no Bento: no {bento / 'bento.yaml'}")
     try:
         answer = ask(folder, {"swap": str(bento.absolute())})
     except OSError as error:
-        raise _stop(f"{folder / SOCKET}: {error.strerror}; expected a service started by python -m serving.run with this state folder") from None
+        raise stop(f"{folder / SOCKET}: {error.strerror}; expected a service started by python -m serving.run with this state folder") from None
     if "error" in answer:
-        raise _stop(f"not swapped, the old one serves on: {answer['error']}")
+        raise stop(f"not swapped, the old one serves on: {answer['error']}")
     print(f"{bento} serves now")
 
 
@@ -89,7 +89,8 @@ def _address(directory: int) -> str:
     return f"/proc/self/fd/{directory}/{SOCKET}"
 
 
-def _stop(message: str) -> SystemExit:
+def stop(message: str) -> SystemExit:
+    """What to raise where a command cannot go on: it is said, and the exit code is 1."""
     print(f"error: {message}", file=sys.stderr)
     return SystemExit(1)
 
