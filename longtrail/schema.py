@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 PADDING_ID = 0
+EARLIEST = 631_152_000_000_000  # 1990-01-01 UTC in µs: no log of clicks is older, so a smaller number is in another unit
 
 
 class Kind(Enum):

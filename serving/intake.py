@@ -13,6 +13,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 from longtrail.catalogue import Catalogue
+from longtrail.schema import EARLIEST
 from serving.applying import Applier, Listener, Store
 from serving.clock import now
 from serving.commit import Committed, GroupCommit
@@ -129,8 +130,8 @@ class Intake:
             return BadEvent("item_id", f"unknown item {event.item_id!r}; expected an item_id of the catalogue")
         if event.action not in self._actions:
             return BadEvent("action", f"unknown action {event.action!r}; expected one of {', '.join(self._actions)}")
-        if event.timestamp is not None and not 0 <= microseconds(event.timestamp) <= moment + _CLOCK_SKEW:
-            return BadEvent("timestamp", f"{event.timestamp} is before 1970 or in the future; expected when it happened")
+        if event.timestamp is not None and not EARLIEST <= microseconds(event.timestamp) <= moment + _CLOCK_SKEW:
+            return BadEvent("timestamp", f"{event.timestamp} is before 1990 or in the future; expected when it happened")
         return None
 
     def _answer(self, committed: Committed, rejections: Sequence[Rejection]) -> EventsAnswer:

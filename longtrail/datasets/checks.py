@@ -10,8 +10,8 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from longtrail.datasets.raw import RAW_COLUMNS, RawEvents, Rules
+from longtrail.schema import EARLIEST
 
-EARLIEST = 631_152_000_000_000  # 1990-01-01 UTC in µs: no log of clicks is older, so a smaller number is in another unit
 LATEST = 4_102_444_800_000_000  # 2100-01-01: fixed rather than "now", so that a log is read the same on any day
 _PER_UNIT = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _UNIT = {"s": "seconds since 1970", "ms": "milliseconds since 1970", "us": "microseconds since 1970", "iso": "ISO 8601 text"}

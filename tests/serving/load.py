@@ -16,6 +16,8 @@ class Load:
     url: str
     name: str
     clients: int = 3
+    first: int = 0  # the users are u{first} and the `users` - 1 after it
+    users: int = 60
     pause: float = 0.05
     timeout: float = 20.0
     headers: dict[str, str] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class Load:
         with httpx.Client(base_url=self.url, timeout=self.timeout, headers=self.headers) as client:
             count = 0
             while not self._stop.is_set():
-                user, count = f"u{(7 * count + number) % 60:04d}", count + 1
+                user, count = f"u{self.first + (7 * count + number) % self.users:04d}", count + 1
                 answer = self._post(client, "/recommend", {"user_id": user, "k": 3})
                 if answer is not None:
                     self.arms.append((time.monotonic(), answer["arm"]))

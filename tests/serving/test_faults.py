@@ -179,7 +179,10 @@ def test_malformed_requests(running: Running) -> None:
 def test_a_locked_sqlite_costs_no_list(running: Running) -> None:
     """Another program writes to the store: histories wait, lists do not, and no event is lost."""
     (database,) = (running.state / "online").rglob("*.db")
-    with Load(str(running.client.base_url), f"locked-{os.getpid()}", clients=2) as load, closing(sqlite3.connect(database, timeout=20)) as other:
+    with (
+        Load(str(running.client.base_url), f"locked-{os.getpid()}", clients=2, first=46, users=4) as load,
+        closing(sqlite3.connect(database, timeout=20)) as other,
+    ):
         load.wait_for_answers(4)
         other.execute("BEGIN IMMEDIATE")
         load.wait_for_answers(12)
