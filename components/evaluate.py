@@ -57,6 +57,7 @@ def evaluate_model(model: Path, *, features: Path, settings: "EvaluationSettings
         "confidence": settings.confidence,
         "splits": {split: result.json() for split, result in splits.items()},
         "curves": {split: result.curve for split, result in splits.items()},
+        "classification": {split: result.classification for split, result in splits.items() if result.classification},
         "cost": cost.json(),
     }
     with atomic_directory(out) as folder:

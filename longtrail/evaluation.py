@@ -27,6 +27,7 @@ from longtrail.examples.features import column
 from longtrail.models.store import LoadedModel, check_fits
 from longtrail.retrieval.exact import exact_index
 from longtrail.retrieval.index import Exclusion, Index
+from longtrail.roc import confusion, roc_curve
 from longtrail.slices import Slice, by_history_length, by_item_age, by_position, by_train_events
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class SplitResult:
     metrics: dict[str, Estimate]
     slices: list[dict[str, Any]] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    classification: dict[str, Any] = field(default_factory=dict)  # ranking: `roc` and `confusion` (longtrail/roc.py)
 
     def json(self) -> dict[str, Any]:
         plain = [{**s, "metrics": {name: e.json() for name, e in s["metrics"].items()}} for s in self.slices]
@@ -218,12 +220,14 @@ def judge_ranking(rows: RankingRows, features: FeatureSet, settings: EvaluationS
         return metrics.ranking_contributions(users_n[keep], rows.requests_n[keep], rows.clicks_n[keep], rows.logits_n[keep], size)
 
     slices = [*_slices(rows, features), by_position(rows.positions_n)]
-    curve = metrics.calibration_contributions(users_n, rows.clicks_n, metrics.sigmoid(rows.logits_n), size)
+    probabilities_n = metrics.sigmoid(rows.logits_n)
+    curve = metrics.calibration_contributions(users_n, rows.clicks_n, probabilities_n, size)
     return SplitResult(
         counts={"rows": len(users_n), "requests": rows.requests, "users": size, "clicks": int(rows.clicks_n.sum())},
         metrics=_intervals(measure(np.arange(len(users_n))), settings),
         slices=_judge_slices(slices, measure, settings),
         curve=[{"predicted": p, **e.json()} for p, e in _intervals(curve, settings).items()],
+        classification={"roc": roc_curve(rows.clicks_n, probabilities_n), "confusion": confusion(rows.clicks_n, probabilities_n)},
     )
 
 

@@ -13,6 +13,7 @@ from components.summary import summarise
 from longtrail.config import load_config
 from longtrail.errors import LongtrailError
 from longtrail.files import atomic_file
+from pipelines.source import fingerprint
 
 FINGERPRINT = Path("var/source-fingerprint")
 UP_TO_DATE = "Data and pipelines are up to date."
@@ -20,18 +21,6 @@ UP_TO_DATE = "Data and pipelines are up to date."
 
 class PipelineError(LongtrailError):
     """A stage failed; its own message stands above."""
-
-
-def fingerprint(source: str) -> str:
-    """Names, sizes and times of the local files that `dataset.source` stands for; empty where it is the name of a public dataset."""
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-    elif path.is_absolute():
-        files = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    else:
-        files = sorted(Path().glob(source))
-    return "".join(f"{file}\t{file.stat().st_size}\t{file.stat().st_mtime_ns}\n" for file in files)
 
 
 def repro(*arguments: str) -> bool:

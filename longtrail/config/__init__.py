@@ -4,6 +4,7 @@ Nothing here imports torch or a data-frame library, so that every command can re
 """
 
 from longtrail.config.base import Settings
+from longtrail.config.cluster import ClusterSettings, Placement, StepSettings, Toleration
 from longtrail.config.data import (
     Dataset,
     EventColumns,
@@ -59,7 +60,7 @@ from longtrail.config.retrieval_models import (
 )
 from longtrail.config.serving import ServingSettings
 from longtrail.config.slots import AttentionSettings, BlossomSettings, DenseItemsSettings, FullAttentionSettings, ItemsSettings, RecJPQItemsSettings
-from longtrail.config.whole import ClusterSettings, Config, Model, PipelineSettings, TrainingSettings, load_config, parse_config
+from longtrail.config.whole import Config, Model, PipelineSettings, TrainingSettings, load_config, parse_config
 
 __all__ = [
     "ABTestSettings",
@@ -101,6 +102,7 @@ __all__ = [
     "MovieLensDataset",
     "OpenBanditDataset",
     "PipelineSettings",
+    "Placement",
     "PlackettLuceDraw",
     "PopularityRankerSettings",
     "PopularityRetrieverSettings",
@@ -119,9 +121,11 @@ __all__ = [
     "ShadowSettings",
     "SplitSettings",
     "StageSelection",
+    "StepSettings",
     "StopSettings",
     "StoreSettings",
     "TWINSettings",
+    "Toleration",
     "TrainingSettings",
     "TransformerSettings",
     "TwoStageSettings",

@@ -7,7 +7,8 @@ import yaml
 from pydantic import Field, model_validator
 from pydantic import ValidationError as PydanticError
 
-from longtrail.config.base import Count, Positive, PositiveFloat, Settings
+from longtrail.config.base import Positive, PositiveFloat, Settings
+from longtrail.config.cluster import ClusterSettings
 from longtrail.config.data import Dataset, FeatureSettings, IngestSettings, MovieLensDataset, SplitSettings, ValidationSettings
 from longtrail.config.experiments import CHAMPION, INCUMBENT, PACKAGED
 from longtrail.config.judging import ABTestSettings, EvaluationSettings, SelectionSettings
@@ -38,24 +39,6 @@ class PipelineSettings(Settings):
     models: tuple[str, ...] = Field(
         ("popular_items", "sasrec", "popularity", "click_rate", "din", "sam"), description="the models of `models` that this run trains and compares"
     )
-
-
-class ClusterSettings(Settings):
-    """How the compiled Kubeflow pipeline runs its steps."""
-
-    image: str = Field("longtrail-train:latest", description="the container image that the steps run in")
-    data_image: str | None = Field(None, description="a smaller one for ingest, validate and build_features (longtrail-data); null: `image`")
-    parallelism: Positive = Field(2, description="models trained at the same time")
-    gpus: Count = Field(0, description="GPUs that each training step asks for")
-    gpu_type: str = "nvidia.com/gpu"
-    cpu: str = "2"
-    memory: str = "8G"
-    retries: Count = Field(2, description="times a step is tried again, after a back-off, when its pod fails")
-    redis_secret: str | None = Field(
-        None, description="the Kubernetes secret whose key `password` is $REDIS_PASSWORD in the steps that reach the online store"
-    )
-    nodes: Positive = Field(1, description="machines that train one model together (pipelines.trainjob)")
-    claim: str = Field("longtrail-data", description="the volume claim with features, models and checkpoints, shared by them (ReadWriteMany)")
 
 
 def _default_models() -> dict[str, "Model"]:

@@ -44,6 +44,9 @@ def test_evaluation_document(evaluated):
         for estimate in result["metrics"].values():
             assert estimate["low"] <= estimate["value"] <= estimate["high"]
         assert {"slice", "bucket", "rows", "metrics"} == set(result["slices"][0])
+    assert set(found["classification"]) == ({"valid", "test"} if ranking else set())
+    for judged in found["classification"].values():
+        assert judged["roc"][-1]["true_positive_rate"] == 1 and sum(map(sum, judged["confusion"]["matrix"])) > 0
     cost = found["cost"]
     assert 0 < cost["latency_ms"]["p50"] <= cost["latency_ms"]["p99"] and cost["peak_memory_bytes"] > 0 and cost["model_bytes"] > 0
 
