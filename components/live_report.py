@@ -37,7 +37,7 @@ def _cards(result: dict[str, Any]) -> str:
     confidence = f"{100 * result['confidence']:.4g}%"
     cards = [
         card(side, f"{side.upper()}: {result[side]['name']}", percent(result[side]["adjusted"]["value"]),
-             [f"{confidence} interval {span(result[side]['adjusted'])}", f"{count(result[side]['users'])} users"])
+             [f"{confidence} interval {span(result[side]['adjusted'])}", f"{count(result[side]['users'])} users", *_fallbacks(result[side])])
         for side in ("a", "b")
     ]  # fmt: skip
     relative = result["adjusted"]["relative"]
@@ -45,6 +45,13 @@ def _cards(result: dict[str, Any]) -> str:
     cards.append(card("gap", "B − A", f"{points(result['any_time']['value'])} points", more))
     unread = " unread" if result["verdict"] == "do not trust" else ""
     return f'<div class="cards{unread}">{"".join(cards)}</div>'
+
+
+def _fallbacks(side: dict[str, Any]) -> list[str]:
+    """What an arm's card says of lists that it could not make; nothing where the log does not say, or there were none."""
+    if not side["fallback_share"]:
+        return []
+    return [f"{percent(side['fallback_share'])} of it were fallbacks; {percent(side['own_rate'])} in its own lists"]
 
 
 def _saved(result: dict[str, Any]) -> str:

@@ -10,12 +10,12 @@ from itertools import accumulate
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
-from serving.errors import Refused
+from serving.errors import NotNow
 from serving.event_log import EventLog, LogBroken, LogFull
 from serving.event_records import LoggedEvent
 
 _GROUP_EVENTS = 10_000  # of one sync: bounds what a group holds in memory; our choice
-_SHUT = Refused(503, "events", "the service is stopping; send the batch again", retry_after=1)
+_SHUT = NotNow(503, "events", "the service is stopping; send the batch again", retry_after=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class GroupCommit:
         self._thread.start()
 
     def submit(self, events: Sequence[LoggedEvent]) -> "Future[Committed]":
-        """Resolved when the events are on disk; raises (or the future does) Refused where they cannot be."""
+        """Resolved when the events are on disk; raises (or the future does) NotNow where they cannot be."""
         waiting = _Waiting(events)
         with self._lock:
             if self._closed:
@@ -82,9 +82,9 @@ class GroupCommit:
                 try:
                     self._commit(group)
                 except LogFull as error:
-                    _fail(group, Refused(507, "events", f"{error}; nothing of this batch was kept", retry_after=30))
+                    _fail(group, NotNow(507, "events", f"{error}; nothing of this batch was kept", retry_after=30))
                 except LogBroken as error:
-                    _fail(group, Refused(503, "events", f"{error}; the service must be started again", retry_after=30))
+                    _fail(group, NotNow(503, "events", f"{error}; the service must be started again", retry_after=30))
                 except Exception as error:  # the thread must live: every later request waits for it
                     _fail(group, error)
             if last:

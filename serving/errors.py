@@ -20,7 +20,7 @@ class Unavailable(LongtrailError):  # noqa: N818  (a state of affairs; every cal
         self.reason = reason
 
 
-class Refused(LongtrailError):  # noqa: N818  (a state of affairs that passes)
+class NotNow(LongtrailError):  # noqa: N818  (a state of affairs that passes)
     """The service cannot take this now (HTTP 503, 507). `retry_after` is when to try again, in seconds."""
 
     def __init__(self, status: int, field: str, message: str, *, retry_after: int) -> None:

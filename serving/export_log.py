@@ -5,7 +5,9 @@ STATE is the service's state folder ($LONGTRAIL_STATE; it may be in use), OUT a 
   candidates.parquet   one row an item that could have been shown (request, item): what an offline A/B test on this log needs
   events.parquet       events that were no click on a list (user, item, timestamp, action, value, written_at)
   dataset.yaml         the `dataset` section of params.yaml that reads the three
-Keys are raw, times UTC, propensities conditional on the items above.
+  assigned.parquet     for components.live_test: as impressions, of all lists of known users, fallbacks too (`fallback`: why; null for the arm's own).
+                       `policy` is the arm that the user was assigned, whoever made the list
+Keys are raw, times UTC, propensities conditional on the items above (of a fallback: 1, for it is the same list for everyone).
 """
 
 import sys
@@ -22,24 +24,34 @@ from longtrail.files import atomic_directory
 from serving.answer_log import ANSWERS
 from serving.event_log import FOLDER
 from serving.event_records import COLUMNS, damaged_lines, read_events
-from serving.lists import FALLBACK_ARM
+from serving.lists import FALLBACK_ARM, UNKNOWN_USER
 from serving.segments import SHOWN, load_answers, quoted
+
+# A list stands for the arm that its user was assigned (intention to treat). Who is unknown gets the popular list whatever the arm, so it is no arm's.
+_ASSIGNED = (
+    "SELECT s.*, coalesce(a.assigned, a.arm) AS arm, a.fallback FROM everything s JOIN answers a ON a.request_id = s.request "
+    f"WHERE a.fallback IS DISTINCT FROM '{UNKNOWN_USER}'"
+)
+_CLICKED = "(c.item IS NOT NULL)::TINYINT AS click"
+_CLICKS = "LEFT JOIN clicked c ON c.request = s.request AND c.item = s.item ORDER BY s.timestamp, s.request, s.position"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """Rows written, clicks that fit no shown item, and lines that a crash left torn."""
+    """Rows written, clicks that fit no shown item, and lines that a crash left torn; `fallbacks`: rows of `assigned` that no arm chose."""
 
     impressions: int
     clicks: int
     candidates: int
     events: int
+    assigned: int
+    fallbacks: int
     clicks_without_impression: int
     torn_lines: int
 
 
 def export_log(state: Path, out: Path, *, fallback: bool = False) -> Exported:
-    """Write OUT from STATE. Lists of the popularity fallback are left out unless `fallback`: they were no draw of the policy.
+    """Write OUT from STATE. impressions.parquet has lists of the popularity fallback only with `fallback`: they were no draw of a policy.
 
     Raises DatasetError where there is no log.
     """
@@ -55,12 +67,18 @@ def export_log(state: Path, out: Path, *, fallback: bool = False) -> Exported:
         kept = "" if fallback else f"WHERE arm <> '{FALLBACK_ARM}'"
         connection.execute(f"CREATE VIEW lists AS SELECT * FROM answers {kept}")
         connection.execute(f"CREATE VIEW shown AS {SHOWN} FROM lists")
+        connection.execute(f"CREATE VIEW everything AS {SHOWN} FROM answers")
         connection.execute("CREATE TABLE clicked AS SELECT DISTINCT request, item FROM events WHERE request IS NOT NULL")
         impressions = _write(
             connection,
-            "SELECT s.user, s.item, s.timestamp, (c.item IS NOT NULL)::TINYINT AS click, s.request, s.position, s.propensity, s.policy "
-            "FROM shown s LEFT JOIN clicked c ON c.request = s.request AND c.item = s.item ORDER BY s.timestamp, s.request, s.position",
+            f"SELECT s.user, s.item, s.timestamp, {_CLICKED}, s.request, s.position, s.propensity, s.policy FROM shown s {_CLICKS}",
             aside / "impressions.parquet",
+        )
+        assigned = _write(
+            connection,
+            f"SELECT s.user, s.item, s.timestamp, {_CLICKED}, s.request, s.position, s.propensity, s.arm AS policy, s.fallback "
+            f"FROM ({_ASSIGNED}) s {_CLICKS}",
+            aside / "assigned.parquet",
         )
         candidates = _write(
             connection,
@@ -74,9 +92,19 @@ def export_log(state: Path, out: Path, *, fallback: bool = False) -> Exported:
             aside / "events.parquet",
         )
         clicks = _count(connection, f"FROM read_parquet({quoted(aside / 'impressions.parquet')}) WHERE click = 1")
-        stray = _count(connection, "FROM clicked c WHERE NOT EXISTS (FROM shown s WHERE s.request = c.request AND s.item = c.item)")
+        fallbacks = _count(connection, f"FROM read_parquet({quoted(aside / 'assigned.parquet')}) WHERE fallback IS NOT NULL")
+        stray = _count(connection, "FROM clicked c WHERE NOT EXISTS (FROM everything s WHERE s.request = c.request AND s.item = c.item)")
         (aside / "dataset.yaml").write_text(yaml.safe_dump(_dataset(out, events=others > 0), sort_keys=False), encoding="utf-8")
-    return Exported(impressions=impressions, clicks=clicks, candidates=candidates, events=others, clicks_without_impression=stray, torn_lines=torn)
+    return Exported(
+        impressions=impressions,
+        clicks=clicks,
+        candidates=candidates,
+        events=others,
+        assigned=assigned,
+        fallbacks=fallbacks,
+        clicks_without_impression=stray,
+        torn_lines=torn,
+    )
 
 
 def _read_events(connection: Any, folder: Path) -> int:
@@ -118,7 +146,7 @@ def _dataset(out: Path, *, events: bool) -> dict[str, Any]:
 def main(
     state: Annotated[Path, typer.Argument(help="the service's state folder ($LONGTRAIL_STATE)")],
     out: Annotated[Path, typer.Argument(help="folder to write; what stands there is replaced")],
-    fallback: Annotated[bool, typer.Option(help="also export the popularity lists shown to unknown users")] = False,
+    fallback: Annotated[bool, typer.Option(help="impressions.parquet also has the lists of the popularity fallback")] = False,
 ) -> None:
     """Turn the service's log into impressions, candidates and events that ingest and ab_test read."""
     try:

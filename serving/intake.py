@@ -17,7 +17,7 @@ from longtrail.schema import EARLIEST
 from serving.applying import Applier, Listener, Store
 from serving.clock import now
 from serving.commit import Committed, GroupCommit
-from serving.errors import Refused, RequestError
+from serving.errors import NotNow, RequestError
 from serving.event_log import EventLog
 from serving.event_records import UNTIMED, LoggedEvent
 from serving.personal import Timer
@@ -82,7 +82,7 @@ class Intake:
         return self._applier.backlog
 
     def take(self, request: EventsRequest) -> EventsAnswer:
-        """Raises RequestError where the batch is too large, Refused where it cannot be logged (disk full, stopping) or too many events wait."""
+        """Raises RequestError where the batch is too large, NotNow where it cannot be logged (disk full, stopping) or too many events wait."""
         taken = self._start(request)
         with self._timer("log"):
             committed = taken.committed.result()
@@ -114,7 +114,7 @@ class Intake:
         if len(request.events) > self._max_events:
             raise RequestError("events", f"{len(request.events)} events; expected at most {self._max_events}")
         if self.backlog + len(request.events) > self._max_backlog:
-            raise Refused(503, "events", f"{self.backlog} events wait for the online store; expected it to answer again soon", retry_after=5)
+            raise NotNow(503, "events", f"{self.backlog} events wait for the online store; expected it to answer again soon", retry_after=5)
         moment = now()
         events, rejections = [], []
         for place, row in enumerate(request.events):

@@ -18,7 +18,7 @@ from longtrail.errors import LongtrailError
 from serving.control import Control
 from serving.demo.app import Demo
 from serving.demo.switch import shown
-from serving.errors import Refused, RequestError
+from serving.errors import NotNow, RequestError
 from serving.gate import Gate
 from serving.guard import Guarded, StoreGuard
 from serving.http import OwnFaultsOnly, refusal
@@ -182,7 +182,7 @@ class Longtrail:
             answer: EventsAnswer = await self._engine.intake.take_soon(request)  # waits for a disk, not for a core: no thread is held
         except RequestError as error:
             raise BadRequest(str(error)) from None
-        except Refused as error:
+        except NotNow as error:
             return _not_now(error)
         for outcome, count in (("accepted", answer.accepted), ("duplicate", answer.duplicates), ("rejected", answer.rejected)):
             self._metrics.events(outcome, count)
@@ -202,11 +202,11 @@ class Longtrail:
             return getattr(self._engine, method)(request)
         except RequestError as error:
             raise BadRequest(str(error)) from None
-        except Refused as error:
+        except NotNow as error:
             return _not_now(error)
 
 
-def _not_now(error: Refused) -> Any:
+def _not_now(error: NotNow) -> Any:
     """As a response: BentoML would hide what it says."""
     metrics().refused("disk_full" if error.status == HTTPStatus.INSUFFICIENT_STORAGE else "not_now")
     return refusal(error.status, [(error.field, error.message)], {"Retry-After": str(error.retry_after)})

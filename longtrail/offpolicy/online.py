@@ -6,7 +6,7 @@ users are the unit, rates are ratios, looking daily needs any-time intervals, an
 U users, N rows, K covariates.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 
 DAY = 86_400_000_000  # µs
 MISMATCH = (0.01, 0.001)  # our choice: p-values of the sample ratio below which the line turns yellow, and fails
+FALLBACKS = 0.01  # our choice: p-value of the difference of the arms' fallbacks below which the line turns yellow
 CROSSED = (0.001, 0.01)  # our choice: share of users who saw both arms
 
 
@@ -125,6 +126,7 @@ class LiveLog:
     clicks_N: Floats
     before_users_M: Ints
     before_clicks_M: Floats
+    fallback_N: NDArray[np.bool_] | None = None  # rows of lists that the arm did not choose, for it failed; None: the log does not say
 
     def until(self, time: int) -> tuple[ArmUsers, int]:
         """The users of rows before `time`, each in the arm of their first row, and how many saw both."""
@@ -149,6 +151,49 @@ class LiveLog:
         shown = np.bincount(place[known], minlength=len(names)).astype(np.float64)
         clicked = np.bincount(place[known], weights=self.before_clicks_M[known], minlength=len(names))
         return np.stack([clicked, shown, (shown > 0).astype(np.float64)], axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fallbacks:
+    """Which share of what each arm's users saw its arm did not choose, compared by user; and each arm's rate where it did (A, B; NaN: never)."""
+
+    shares: Comparison
+    own_rates: tuple[float, float]
+
+
+def compare_fallbacks(log: LiveLog, *, confidence: float) -> Fallbacks | None:
+    """None where the log does not say. Raises EvaluationError as `compare_arms` does.
+
+    A fallback belongs to the arm of its user (intention to treat): who leaves it out compares the arms on the requests that each could serve, which
+    are not alike. So rates of own lists are for information only.
+    """
+    if log.fallback_N is None:
+        return None
+    failed = replace(log, clicks_N=log.fallback_N.astype(np.float64), before_users_M=log.before_users_M[:0], before_clicks_M=log.before_clicks_M[:0])
+    users, _ = failed.until(int(log.times_N.max()) + 1)
+    own = [log.clicks_N[~log.fallback_N & (log.treated_N == side)] for side in (False, True)]
+    rates = [float(clicks.mean()) if len(clicks) else float("nan") for clicks in own]
+    return Fallbacks(shares=compare_arms(users, confidence=confidence).plain, own_rates=(rates[0], rates[1]))
+
+
+def fallback_check(found: Fallbacks | None) -> Check:
+    """Whether one arm failed more often than the other. It never forbids the verdict: to fail is a part of what an arm does."""
+    why = "Lists that an arm could not make, so that its users saw a fallback, count for the arm: failing is a part of what it does."
+    if found is None:
+        unsaid = "This log does not say which lists were fallbacks; if they are not in it, an arm that fails often looks better than it is."
+        return Check(name="fallbacks", kind="trust", state="unknown", value=float("nan"), threshold="", explanation=f"{why} {unsaid}")
+    a, b, gap = (interval.value for interval in (found.shares.a, found.shares.b, found.shares.difference))
+    differs = bool(found.shares.p_value < FALLBACKS) if found.shares.error > 0 else gap != 0
+    read = " The arms differ beyond chance: find out why before the better rate is believed to be the better model's." if differs else ""
+    return Check(
+        name="fallbacks",
+        kind="trust",
+        state="warn" if differs else "pass",
+        value=gap,
+        threshold="no difference beyond chance",
+        explanation=f"{why} They were {a:.2%} of what A's users saw and {b:.2%} of what B's did.{read}",
+        meter=0.5 if differs else 0.9,
+    )
 
 
 def monitor(log: LiveLog, *, confidence: float) -> list[dict[str, Any]]:

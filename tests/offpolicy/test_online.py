@@ -5,7 +5,16 @@ import pytest
 from scipy.stats import chisquare
 
 from longtrail.errors import EvaluationError
-from longtrail.offpolicy.online import ArmUsers, LiveLog, arm_checks, compare_arms, monitor, sample_ratio
+from longtrail.offpolicy.online import (
+    ArmUsers,
+    LiveLog,
+    arm_checks,
+    compare_arms,
+    compare_fallbacks,
+    fallback_check,
+    monitor,
+    sample_ratio,
+)
 
 DAY = 86_400_000_000
 
@@ -105,3 +114,52 @@ def test_a_user_belongs_to_the_arm_seen_first() -> None:
     users, crossed = log.until(10)
     assert crossed == 1 and users.treated_U.tolist() == [True, False, True] and users.clicks_U.tolist() == [2, 0, 1]
     assert users.before_UK.tolist() == [[0, 0, 0], [1, 2, 1], [0, 0, 0]] and log.until(3)[0].treated_U.tolist() == [True]
+
+
+def failing(seed: int, fails: float) -> LiveLog:
+    """A's lists get 30 % clicks, B's own 32 %; but B fails for a share of requests, and what is shown then gets 12 %."""
+    rng = np.random.default_rng(seed)
+    users, rows = 1_000, 20_000
+    user, treated = rng.integers(0, users, rows), rng.random(users) < 0.5
+    fallback = treated[user] & (rng.random(rows) < fails)
+    rate = np.where(fallback, 0.12, np.where(treated[user], 0.32, 0.30))
+    return LiveLog(
+        users_N=user,
+        times_N=rng.integers(0, DAY, rows),
+        treated_N=treated[user],
+        clicks_N=(rng.random(rows) < rate).astype(float),
+        before_users_M=np.zeros(0, np.int64),
+        before_clicks_M=np.zeros(0),
+        fallback_N=fallback,
+    )
+
+
+def test_an_arm_answers_for_the_requests_that_it_fails() -> None:
+    """It fails for 20 %: 0.8 · 32 + 0.2 · 12 = 28 %, which loses; its own lists alone would have won."""
+    log = failing(0, 0.2)
+    assert log.fallback_N is not None
+    found = compare_arms(log.until(DAY)[0], confidence=0.95).plain.difference
+    assert found.low <= 0.28 - 0.30 <= found.high < 0
+    kept = ~log.fallback_N
+    chosen = LiveLog(
+        **{**vars(log), "fallback_N": None} | {name: getattr(log, name)[kept] for name in ("users_N", "times_N", "treated_N", "clicks_N")}
+    )
+    assert compare_arms(chosen.until(DAY)[0], confidence=0.95).plain.difference.low > 0, "what leaving them out would say"
+    shares = compare_fallbacks(log, confidence=0.95)
+    assert shares is not None and shares.shares.a.value == 0 and shares.shares.b.low <= 0.2 <= shares.shares.b.high
+    assert shares.own_rates == pytest.approx((0.30, 0.32), abs=0.012)
+    check = fallback_check(shares)
+    assert check.state == "warn" and check.value == pytest.approx(0.2, abs=0.02) and "0.00% of what A's users saw" in check.explanation
+
+
+def test_fallbacks_that_are_alike_or_not_logged_warn_of_nothing() -> None:
+    none = failing(0, 0.0)
+    assert fallback_check(compare_fallbacks(none, confidence=0.95)).state == "pass"
+    rng = np.random.default_rng(5)
+    alike = LiveLog(**{**vars(none), "fallback_N": rng.random(len(none.users_N)) < 0.1})
+    assert fallback_check(compare_fallbacks(alike, confidence=0.95)).state == "pass"
+    unsaid = fallback_check(compare_fallbacks(LiveLog(**{**vars(none), "fallback_N": None}), confidence=0.95))
+    assert unsaid.state == "unknown" and not unsaid.failed and "does not say" in unsaid.explanation
+    always = LiveLog(**{**vars(none), "fallback_N": none.treated_N})
+    found = compare_fallbacks(always, confidence=0.95)
+    assert found is not None and np.isnan(found.own_rates[1]) and fallback_check(found).state == "warn"

@@ -240,15 +240,22 @@ def test_the_log_is_exported_row_by_row(tmp_path: Path) -> None:
     answers.append(answer("r2", timestamp=8, arm="popularity_fallback", model=None, fallback="unknown user"))
     answers.append(answer("r3", timestamp=9, items=[], scores=[], propensities=[], candidates=[]))
     answers.append(answer("r4", timestamp=10, items=["c"], candidates=["c"]))
+    answers.append(answer("r5", timestamp=11, arm="popularity_fallback", model=None, fallback="arm failed", items=["a"], candidates=["a"]))
     events.append(
-        [logged(item="b", request="r1", event_id="e1"), logged(item="b", request="r1"), logged(item="z", request="r1"), logged(action="view")]
+        [
+            logged(item="a", request="r5"),
+            logged(item="b", request="r1", event_id="e1"),
+            logged(item="b", request="r1"),
+            logged(item="z", request="r1"),
+            logged(action="view"),
+        ]
     )
     answers.close()
     events.close()
     next((tmp_path / "log" / "events").glob("*.csv")).open("a").write("e9,u,torn")
     next((tmp_path / "log" / "answers").glob("*.jsonl")).open("a").write('{"request_id": "r9", "us')
     exported = export_log(tmp_path, tmp_path / "out")
-    assert (exported.impressions, exported.clicks, exported.candidates, exported.events) == (3, 1, 4, 2)
+    assert (exported.impressions, exported.clicks, exported.candidates, exported.events) == (3, 1, 4, 3)
     assert (exported.clicks_without_impression, exported.torn_lines) == (1, 2)
     rows = pq.read_table(tmp_path / "out" / "impressions.parquet").to_pylist()
     found = [(r["request"], r["position"], r["user"], r["item"], r["click"], r["propensity"], r["policy"]) for r in rows]
@@ -258,7 +265,12 @@ def test_the_log_is_exported_row_by_row(tmp_path: Path) -> None:
         ("r4", 1, "u1", "c", 0, 1.0, "sam"),
     ]
     assert [row["timestamp"].microsecond for row in rows] == [7, 7, 10]
-    assert export_log(tmp_path, tmp_path / "out", fallback=True).impressions == 4
+    assert (exported.assigned, exported.fallbacks) == (4, 1)
+    assigned = pq.read_table(tmp_path / "out" / "assigned.parquet").to_pylist()
+    assert assigned[:3] == [row | {"fallback": None} for row in rows]
+    failed = assigned[3]
+    assert (failed["request"], failed["click"], failed["policy"], failed["fallback"], failed["propensity"]) == ("r5", 1, "sam", "arm failed", 1.0)
+    assert export_log(tmp_path, tmp_path / "out", fallback=True).impressions == 5
 
 
 def test_exporting_nothing_says_what_was_expected(tmp_path: Path) -> None:

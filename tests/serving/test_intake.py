@@ -18,7 +18,7 @@ import pytest
 
 from features.appending import StoreWentBackError
 from features.repository import FeatureStoreError
-from serving.errors import Refused, RequestError
+from serving.errors import NotNow, RequestError
 from serving.event_records import LoggedEvent
 from serving.intake import Intake
 from serving.schemas import EventsAnswer, EventsRequest
@@ -199,7 +199,7 @@ def test_a_duplicate_is_not_acknowledged_before_the_event_is_on_disk(tmp_path: P
         time.sleep(0.1)
         gate.set()
         for future in futures:
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(NotNow) as refused:
                 future.result()
             assert refused.value.status == 507 and refused.value.retry_after > 0
     assert os.write is write
@@ -212,7 +212,7 @@ def test_a_store_that_is_down_costs_no_event(tmp_path: Path, histories: Historie
     histories.fails = FeatureStoreError("online store: Redis: down")
     assert counts(service.take(row("new"), row())) == (2, 0, 0, 2, 1)
     assert counts(service.take(row("new", "i2"), row())) == (2, 0, 0, 2, 0) and service.intake.backlog == 4
-    with pytest.raises(Refused, match="4 events wait for the online store") as refused:
+    with pytest.raises(NotNow, match="4 events wait for the online store") as refused:
         service.take(row(), row(), row())
     assert refused.value.status == 503 and len(service.logged()) == 4 and not histories.events
     histories.fails = None

@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from components.ingest import ingest
-from components.live_test import live_test
+from components.live_test import judge_live, live_test, read_log
 from features.online import OnlineFeatures
 from longtrail.config import ExperimentSettings, WorldDataset
 from longtrail.datasets.world import START, World, simulate_clicks, true_rate
@@ -27,7 +27,7 @@ from serving.assignment import Assignment
 from serving.canary import read_record
 from serving.engine import ARM_FAILED, Engine
 from serving.export_log import export_log
-from serving.schemas import RankRequest
+from serving.schemas import EventsRequest, RankRequest
 from serving.segments import read_answers
 from serving.state import State, StateSettings
 from tests.serving.bento import Outputs, make_outputs, server
@@ -131,7 +131,7 @@ def test_the_live_test_recovers_the_planted_difference(finished: Test, made: Out
     params = yaml.safe_load((made.root / "params.yaml").read_text()) | {"dataset": dataset}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     ingest(params=tmp_path / "params.yaml", tables=tmp_path / "tables")
-    live_test(log_file=tmp_path / "tables" / "impressions.parquet", a="shuffled", b="popular", start=None, share=0.5, margin=0.01, confidence=0.95,
+    live_test(log_file=tmp_path / "log" / "assigned.parquet", a="shuffled", b="popular", start=None, share=0.5, margin=0.01, confidence=0.95,
               report=tmp_path / "report")  # fmt: skip
     report = read_json(tmp_path / "report" / "report.json")
     assert finished.difference > 0.02, "a difference worth finding is planted"
@@ -224,3 +224,47 @@ def test_a_canary_whose_model_fails_is_rolled_back_and_nobody_goes_without_a_lis
     engine.close()
     record = read_record(tmp_path / "state")
     assert record is not None and record.phase == "rolled_back" and record.moves[-1].reason.startswith("errors: ")
+
+
+def test_an_arm_that_fails_for_a_fifth_of_its_requests_answers_for_them(
+    artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Personal lists get 60 % clicks whoever makes them, fallbacks 5 %: the arms differ by 0.2 · (5 - 60) = -11 points, all of it by failing."""
+    experiment = ExperimentSettings.model_validate(
+        {"arms": {"steady": {"model": "incumbent", "share": 0.5}, "fresh": {"model": "champion", "share": 0.5}}}
+    )
+    changed = replace(artifacts, settings=artifacts.settings.model_copy(update={"experiment": experiment}))
+    state = State(StateSettings(folder=tmp_path / "state"), "f" * 64)
+    engine = Engine(changed, state, OnlineFeatures(artifacts.snapshot, state=tmp_path / "online"), seed=1)
+    scorer = next(arm for arm in engine.arms if arm.name == "fresh").scorer
+    logits, calls = scorer.logits, iter(range(10**6))
+    monkeypatch.setattr(scorer, "logits", lambda *arguments, **more: 1 / 0 if next(calls) % 5 == 0 else logits(*arguments, **more))
+    keys, rng = list(artifacts.catalogue.keys[1:6]), np.random.default_rng(4)
+    clicks, failed = [], 0
+    for user in list(artifacts.users) * 10:
+        answer = engine.rank(RankRequest(user_id=user, candidates=keys))
+        failed += answer.fallback == ARM_FAILED
+        for item in answer.items:
+            if rng.random() < (0.05 if answer.fallback else 0.6):
+                clicks.append({"user_id": user, "item_id": item.item_id, "action": "click", "request_id": answer.request_id})
+    for batch in np.array_split(np.array(clicks), 4):
+        assert engine.take_events(EventsRequest(events=batch.tolist())).accepted == len(batch)
+    engine.take_events(EventsRequest(events=[{"user_id": "stranger", "item_id": keys[0], "action": "view"}]))
+    engine.rank(RankRequest(user_id="nobody", candidates=keys))
+    engine.close()
+
+    exported = export_log(tmp_path / "state", tmp_path / "log")
+    assert failed > 30 and exported.fallbacks == 5 * failed and exported.assigned == exported.impressions + exported.fallbacks
+    assert exported.clicks_without_impression == 0
+    live_test(log_file=tmp_path / "log" / "assigned.parquet", a="steady", b="fresh", start=None, share=0.5, margin=0.01, confidence=0.95,
+              report=tmp_path / "report")  # fmt: skip
+    report = read_json(tmp_path / "report" / "report.json")
+    assert report["verdict"] == "lose" and report["plain"]["low"] <= -0.11 <= report["plain"]["high"], report["sentence"]
+    assert report["a"]["fallback_share"] == 0 and report["b"]["fallback_share"] == pytest.approx(0.2, abs=0.01)
+    assert report["b"]["own_rate"] == pytest.approx(0.6, abs=0.05) and "of what steady's users saw, " in report["sentence"]
+    assert {check["name"]: check["state"] for check in report["checks"]}["fallbacks"] == "warn"
+    assert "of it were fallbacks" in (tmp_path / "report" / "report.html").read_text()
+    draws = judge_live(read_log(tmp_path / "log" / "impressions.parquet", "steady", "fresh", None), a="steady", b="fresh", share=0.5, margin=0.01,
+                       confidence=0.95)  # fmt: skip
+    assert draws["any_time"]["low"] < 0 < draws["any_time"]["high"], "the draws alone do not see it"
+    assert {check["name"]: check["state"] for check in draws["checks"]}["fallbacks"] == "unknown"
