@@ -14,8 +14,10 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import yaml
 
 from longtrail.files import write_json
+from serving.canary import FOLDER, RECORD
 from serving.event_records import read_events
 from tests.serving.bento import ROOT, Outputs, server
 from tests.serving.load import Load
@@ -23,10 +25,14 @@ from tests.serving.load import Load
 
 @pytest.fixture(scope="module")
 def second(packaged: Outputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same features, another arm: the incumbent."""
+    """The same features, another arm: the incumbent, beside a canary that nobody is in."""
     made = Outputs(tmp_path_factory.mktemp("second"))
-    for part in ("champion", "features", "tables", "validation", "params.yaml"):
+    for part in ("champion", "features", "tables", "validation"):
         (made.root / part).symlink_to(packaged.root / part)
+    params = yaml.safe_load((packaged.root / "params.yaml").read_text())
+    arms = {"popularity": {"model": "incumbent", "share": 1.0}, "fresh": {"model": "champion"}}
+    params["serving"]["experiment"] = {"arms": arms, "canary": {"arm": "fresh", "steps": [1e-9]}}
+    (made.root / "params.yaml").write_text(yaml.safe_dump(params))
     made.ab.mkdir()
     write_json(made.ab / "report.json", {"verdict": "equivalent", "sentence": "no better"})
     return made.package()
@@ -76,6 +82,32 @@ def test_a_bento_that_is_damaged_is_refused_and_the_old_one_serves_on(
     assert f"ranker/{weights.name}: SHA-256 is" in done.stderr, done.stderr
     assert not load.failures and {arm for _, arm in load.arms} == {"sam"} and len(workers(process)) == 1
     check_nothing_lost(load, state)
+
+
+def test_a_new_worker_that_fails_with_the_state_folder_gives_it_back(service: tuple[httpx.Client, int, Path], second: Path) -> None:
+    """It loads, the old one gives the folder up, and only then does the new one find what it cannot read: the record of its canary."""
+    client, process, state = service
+    before, record = workers(process), state / FOLDER / RECORD
+    record.parent.mkdir(exist_ok=True)
+    record.write_text("{")
+    with Load(str(client.base_url), "returned", clients=2, timeout=60.0) as load:
+        load.wait_for_answers(4)
+        done = swap(second, state)
+        acknowledged = len(load.events)
+        load.wait_for_answers(8)
+    assert done.returncode == 1 and f"the old one serves on: {record}: not the record of a canary" in done.stderr, done.stderr
+    output = (state.parent / f"{state.name}.out").read_text(errors="replace")
+    assert output.count("ready: arm sam") == 2, "the old one opened the folder again: it had given it up"
+    assert not load.failures and set(load.fallbacks) == {None} and {arm for _, arm in load.arms} == {"sam"}
+    assert [worker.pid for worker in workers(process)] == [worker.pid for worker in before]
+    assert len(load.events) > acknowledged, "events are taken again"
+    check_nothing_lost(load, state)
+    taken = client.post(
+        "/events", json={"events": [{"user_id": "u0001", "item_id": "i0001", "action": "click", "event_id": "returned-last"}] * 2}
+    ).json()
+    assert (taken["accepted"], taken["duplicates"], taken["pending"]) == (1, 1, 0), "they reach the histories; what was taken before is known"
+    assert httpx.get(f"{client.base_url}/readyz").status_code == 200
+    record.unlink()
 
 
 def test_a_swap_under_load_drops_nothing(service: tuple[httpx.Client, int, Path], second: Path) -> None:
