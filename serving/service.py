@@ -30,7 +30,6 @@ from serving.schemas import Answer, EventsAnswer, EventsRequest, RankRequest, Re
 from serving.tokens import configured
 
 ROOT = Path(__file__).resolve().parent.parent / "artifacts"
-GIVE_UP = 3600  # seconds: the gate gives up long before
 
 logger = logging.getLogger("bentoml.serve")
 
@@ -48,11 +47,17 @@ def settings() -> ServingSettings:
     return load_config(params).serving if params.exists() else ServingSettings()
 
 
+def give_up() -> float:
+    """Seconds after which BentoML drops a request: later than the gate does. No longer than it must be: under `bentoml serve` BentoML's timer keeps
+    every request in memory that long, answered or not (serving.worker does without)."""
+    return 30 + settings().gate.body_seconds + settings().gate.answer_seconds
+
+
 @bentoml.service(
     name="longtrail",
     workers=1,  # one process owns a state folder
     threads=settings().gate.lists + settings().gate.events,  # whoever the gate lets in finds a thread
-    traffic={"timeout": GIVE_UP},  # serving.gate bounds how many and how long: its refusals are counted, shaped, and say when to come again
+    traffic={"timeout": give_up()},  # serving.gate bounds how many and how long: its refusals are counted, shaped, and say when to come again
     logging={"access": {"enabled": False}},
     # Threads that wait for each other by spinning make a request ten times slower as soon as anything else wants the cores.
     envs=[{"name": "OMP_WAIT_POLICY", "value": "PASSIVE"}],

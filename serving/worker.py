@@ -11,6 +11,7 @@ import socket
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 
 from longtrail.config import GateSettings, StopSettings
 from serving.control import Control
@@ -113,6 +114,22 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_TICK)
 
 
+def without_leftovers(app: Starlette) -> Starlette:
+    """BentoML's application without the middlewares that cost more than they give here. The timer keeps a request and all that belongs to it (5 kB)
+    until the time is up, although it was answered: the gate has a timer of its own. The metrics make series of every path that anybody makes up:
+    serving.metrics counts requests by the paths there are. And spans are recorded although nobody collects them, unless tracing is configured."""
+    from bentoml._internal.container import BentoMLContainer
+    from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
+    from bentoml._internal.server.http.traffic import TimeoutMiddleware
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+    unwanted: set[Any] = {TimeoutMiddleware, RunnerTrafficMetricsMiddleware}
+    if not BentoMLContainer.tracing.sample_rate.get():
+        unwanted.add(OpenTelemetryMiddleware)
+    app.user_middleware = [one for one in app.user_middleware if one.cls not in unwanted]
+    return app
+
+
 def main() -> None:
     """Serve the Bento on an inherited socket."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -137,7 +154,7 @@ def main() -> None:
     BentoMLContainer.development_mode.set(False)
     gate, stop = _settings()
     config = uvicorn.Config(
-        app=service.to_asgi(is_main=True),
+        app=without_leftovers(service.to_asgi(is_main=True)),
         http=bounded_protocol(gate),
         ws="none",
         log_config=None,
