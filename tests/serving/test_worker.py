@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from contextvars import Context, ContextVar, copy_context
+from typing import Any
 
 import bentoml
 import httpx
@@ -29,7 +30,8 @@ def application() -> Starlette:
         def same(self, number: int) -> int:
             return number
 
-    return Remembering.to_asgi(is_main=True)
+    service: Any = Remembering
+    return service.to_asgi(is_main=True)
 
 
 def asked(app: Starlette, times: int) -> list["weakref.ref[Request]"]:
