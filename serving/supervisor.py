@@ -161,6 +161,7 @@ class Supervisor:
             new = await self._start(bento)
             try:
                 await new.expect("loaded", LOADING)
+                loaded = time.monotonic()
                 if old.process.poll() is None:
                     old.tell("release")
                     await old.expect("released", RELEASING)
@@ -177,7 +178,8 @@ class Supervisor:
                     await old.expect("reclaimed", OPENING)
                 raise
             self._worker = new
-            logger.info("%s serves instead of %s", new.bento, old.bento)
+            took = (loaded - new.started, time.monotonic() - loaded)
+            logger.info("%s serves instead of %s: loaded in %.1f s, the state folder changed hands in %.2f s", new.bento, old.bento, *took)
             if old.process.poll() is None:
                 old.tell("retire", successor=self._url)
             self._background(self._retire(old))
