@@ -7,11 +7,13 @@
 # During the build nothing but the package registries is reached; a mirror, or an index with CPU-only wheels of torch, is named by pip's own
 # variables: --build-arg PIP_INDEX_URL=… --build-arg PIP_EXTRA_INDEX_URL=…
 ARG BASE=python:3.11-slim-bookworm
-ARG TRAIN_BASE=${BASE}
+ARG TRAIN_BASE
 
-# ---------------------------------------------------------------- data
+# ---------------------------------------------------------------- what all images have
 
-FROM ${BASE} AS build-data
+# Packages are installed here and in the build stages below, each on top of one that has most of them, and only /venv is copied out of them:
+# pip's settings (an index may have a password) are in no image's history.
+FROM ${BASE} AS build-common
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
@@ -20,7 +22,16 @@ WORKDIR /build
 COPY requirements.lock pyproject.toml ./
 COPY tools/requirements.py tools/
 RUN python3 -m venv /venv \
-    && python3 tools/requirements.py data > wanted.txt \
+    && python3 tools/requirements.py common > wanted.txt \
+    && /venv/bin/python -m pip install --constraint requirements.lock --requirement wanted.txt
+
+# ---------------------------------------------------------------- data
+
+FROM build-common AS build-data
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+RUN python3 tools/requirements.py data > wanted.txt \
     && /venv/bin/python -m pip install --constraint requirements.lock --requirement wanted.txt
 
 FROM ${BASE} AS data
@@ -43,28 +54,24 @@ CMD ["python", "-m", "components.ingest", "--help"]
 
 # ---------------------------------------------------------------- train
 
-FROM ${TRAIN_BASE} AS base-train
-# Python where the base has none (CUDA's have not), and git, which DVC's libraries look for.
-# hadolint ignore=DL3008
-RUN if ! command -v git >/dev/null || ! python3 -c 'import ensurepip' 2>/dev/null; then \
-        apt-get update \
-        && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 python3-venv git \
-        && rm -rf /var/lib/apt/lists/*; \
-    fi
-
-FROM base-train AS build-train
+# On another base, with another Python perhaps, everything is installed anew.
+FROM ${TRAIN_BASE:-build-data} AS build-train
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 COPY requirements.lock pyproject.toml ./
-COPY tools/requirements.py tools/
-RUN python3 -m venv /venv \
+COPY tools/requirements.py tools/apt.sh tools/
+RUN { [ -x /venv/bin/python ] || python3 -c 'import ensurepip' 2>/dev/null || sh tools/apt.sh python3 python3-venv; } \
+    && { [ -x /venv/bin/python ] || python3 -m venv /venv; } \
     && /venv/bin/python tools/requirements.py train > wanted.txt \
     && /venv/bin/python -m pip install --constraint requirements.lock --requirement wanted.txt
 
-FROM base-train AS train
+FROM ${TRAIN_BASE:-${BASE}} AS train
+# Python where the base has none (CUDA's have not), and git, which DVC's libraries look for.
+COPY tools/apt.sh /tmp/
+RUN { command -v python3 && command -v git; } >/dev/null || sh /tmp/apt.sh python3 git; rm -rf /tmp/apt.sh /var/lib/apt/lists/*
 ARG GIT_COMMIT=unknown
 LABEL org.opencontainers.image.title="Longtrail: every step" \
       org.opencontainers.image.licenses="Apache-2.0" \
@@ -84,16 +91,12 @@ CMD ["python", "-m", "components.train", "--help"]
 
 # ---------------------------------------------------------------- bento
 
-FROM ${BASE} AS build-bento
+FROM build-common AS build-bento
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-WORKDIR /build
-COPY requirements.lock ./
 COPY build/bento/env/python/requirements.txt ./
-RUN python3 -m venv /venv \
-    && /venv/bin/python -m pip install --constraint requirements.lock --requirement requirements.txt \
+RUN /venv/bin/python -m pip install --constraint requirements.lock --requirement requirements.txt \
     && mkdir /state
 
 FROM ${BASE} AS bento

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.manifests import DEPLOY, ROOT, documents
-from tools.requirements import ONLY_TRAIN, requirements
+from tools.requirements import COMMON, ONLY_TRAIN, requirements
 
 TARGETS = ("data", "train", "bento")
 HOUSE = ("longtrail", "components", "features", "pipelines", "serving")
@@ -52,11 +52,19 @@ def test_an_image_is_without_root_labelled_and_has_one_scratch_folder(target: st
 
 def test_what_is_installed_is_locked() -> None:
     locked = {re.split("==", line)[0].lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line}
-    for image in ("data", "train"):
+    for image in ("common", "data", "train"):
         names = {re.split(r"[\[<>=]", requirement)[0].lower() for requirement in requirements(image)}
         assert names and names <= locked
     installing = [rest for stage in stages().values() for rest in values(stage, "RUN") if "pip install" in rest]
-    assert len(installing) == 3 and all("--constraint requirements.lock" in rest for rest in installing)
+    assert len(installing) == 4 and all("--constraint requirements.lock" in rest for rest in installing)
+
+
+def test_what_is_installed_once_is_wanted_by_all() -> None:
+    from components import package
+
+    bento = {name.lower() for name in (*package.REQUIREMENTS, "feast")}
+    assert not COMMON & ONLY_TRAIN and bento >= COMMON
+    assert len(requirements("common")) == len(COMMON) < len(requirements("data")) < len(requirements("train"))
 
 
 def test_what_is_copied_is_there_and_sent_to_the_engine() -> None:
