@@ -14,6 +14,7 @@ from longtrail.catalogue import Catalogue
 from longtrail.config import Model
 from longtrail.examples import candidate_tensors, context_tensors, history_tensors
 from longtrail.history import HistoryArrays
+from longtrail.models.attention.fused import serving
 from longtrail.models.attention.user_state import UserState
 from longtrail.models.contracts import Ranker, Retriever, RowRetriever
 from longtrail.models.store import LoadedModel
@@ -70,7 +71,7 @@ class Scorer:
         """
         requests, candidates = items_BC.shape
         kept = {} if state is None else {"state": state}
-        with torch.inference_mode():
+        with torch.inference_mode(), serving():
             logits_BC = self._ranker(
                 history_tensors(newest(history, self.ranker_history), self._catalogue),
                 candidate_tensors(items_BC, np.full(requests, candidates), item_statistics, self._catalogue, self._prior),

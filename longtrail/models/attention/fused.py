@@ -5,8 +5,13 @@ B requests, C candidates, L history, D width, H hidden units, G = C·H.
 The same function of the same numbers as its parts in pointwise.py, which the tests hold it to. Autograd's backward of the parts makes two gradients
 of K [B, L, D] a call, one of them transposed, and adds them up; here one matrix product over H + 1 rows makes their sum. With L = 1,000 that was a
 quarter of SAM's step on a CPU.
+
+Within `serving()`, what scores one request on a CPU is compiled.py's: the same function again.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longtrail.models.attention.pointwise import Normaliser, blockwise, normalised, pair_dense, pair_hidden, pooled
+
+_compiled = ContextVar("compiled", default=False)
 
 
 class PairLayer(NamedTuple):
@@ -72,14 +79,45 @@ def _scores_gradient(grad_BCL: Tensor, a_BCL: Tensor, mask_BL: Tensor, kind: Nor
     return a_BCL * (grad_BCL - (a_BCL * grad_BCL).sum(-1, keepdim=True))
 
 
+@contextmanager
+def serving() -> Iterator[None]:
+    """Score by what is compiled, where it applies. The first call compiles: seconds, or less where numba has kept it on disk."""
+    token = _compiled.set(True)
+    try:
+        yield
+    finally:
+        _compiled.reset(token)
+
+
 def attention_weights(keys_BLD: Tensor, mask_BL: Tensor, layer: PairLayer) -> Tensor:
     """a [B, C, L]."""
+    if _compiled.get() and len(keys_BLD) == 1 and _plain(keys_BLD, layer.weights_BCHD):
+        return _compiled_weights(keys_BLD, mask_BL, layer)
 
     def score(weights: Tensor, bias: Tensor) -> Tensor:
         return pair_dense(pair_hidden(keys_BLD, weights, bias), layer.last_H.unsqueeze(0)).squeeze(2)
 
     scores_BCL = blockwise(score, layer.weights_BCHD, layer.bias_BCH, keys_BLD.shape[1])
     return normalised(scores_BCL if layer.last_bias is None else scores_BCL.add_(layer.last_bias), mask_BL, layer.kind, layer.scale)
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether these are numbers on a CPU, to be used as they stand."""
+    return torch.is_inference_mode_enabled() and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+
+
+def _compiled_weights(keys_1LD: Tensor, mask_1L: Tensor, layer: PairLayer) -> Tensor:
+    """attention_weights of one request."""
+    from longtrail.models.attention.compiled import pair_scores  # numba takes half a second, and training does without
+
+    squashed, last_H = layer.kind == "sigmoid", layer.last_H
+    last_bias = 0.0 if layer.last_bias is None else layer.last_bias.item()
+    if squashed and layer.scale != 1:
+        last_H, last_bias = last_H * layer.scale, last_bias * layer.scale
+    keys_LD, weights_CHD, bias_CH = (x[0].numpy() for x in (keys_1LD, layer.weights_BCHD, layer.bias_BCH))
+    scores_CL = pair_scores(keys_LD, int(mask_1L.sum()), weights_CHD, bias_CH, last_H.numpy(), last_bias, squashed=squashed)
+    scores_1CL = torch.from_numpy(scores_CL).unsqueeze(0)
+    return scores_1CL if squashed else normalised(scores_1CL, mask_1L, layer.kind, layer.scale)
 
 
 def attend(keys_BLD: Tensor, mask_BL: Tensor, layer: PairLayer) -> tuple[Tensor, Tensor]:
