@@ -33,5 +33,9 @@ class StateError(LongtrailError):
     """A stored user state is damaged, or was made by other weights than those that are to read it."""
 
 
+class StorageError(LongtrailError):
+    """A folder in an object store cannot be reached, is not whole, or is not what its manifest says."""
+
+
 class EvaluationError(LongtrailError):
     """An evaluation was asked of data that cannot answer it."""
