@@ -74,4 +74,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 
 $(VENV)/.test-tools: $(VENV)/.ready
 	@command -v redis-server >/dev/null || sh tools/apt.sh redis-server || echo "redis-server is not here: its tests will be skipped"
+	@! command -v java >/dev/null || $(BIN)/python -c 'import pyspark' 2>/dev/null || { echo "Installing pyspark, for its tests (once) ..."; \
+		$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["spark"], sep="\n")' \
+		| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r /dev/stdin; } || echo "pyspark cannot be had: its tests will be skipped"
 	@touch $@

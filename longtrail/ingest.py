@@ -1,12 +1,12 @@
-"""A raw log to the four tables, the quarantine and the counts. Ibis expressions; DuckDB stands only behind `reading` and `write_table`.
+"""A raw log to the four tables, the quarantine and the counts: Ibis expressions, run by the engine that `ingest.engine` names.
 
-Nothing of the size of the log is ever in Python's memory: rows go from file to DuckDB, which spills to disk beyond its memory limit, and
-from there in blocks to Parquet. Equal input gives equal bytes.
+Nothing of the size of the log is ever in Python's memory: rows go from file to the engine, which spills to disk beyond its memory, and
+from there in blocks to Parquet. Equal input gives equal bytes, whichever the engine.
 """
 
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,14 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ibis.backends.duckdb import Backend
 
 from longtrail.config import Dataset, IngestSettings
 from longtrail.datasets import derive
 from longtrail.datasets.checks import Fault, check, raw_text
 from longtrail.datasets.fetching import hash_files
 from longtrail.datasets.raw import RawEvents, RawLog
-from longtrail.datasets.reading import locate, open_engine, read_rows, stream
 from longtrail.datasets.sources import read_dataset
+from longtrail.engines import Engine, open_engine
 from longtrail.errors import DatasetError, QuarantineError
 from longtrail.files import atomic_directory, atomic_file, write_json
 from longtrail.schema import CANDIDATES, IMPRESSIONS, INTERACTIONS, ITEMS, PROPENSITY_METADATA, QUARANTINE, USERS, Table
@@ -36,8 +35,12 @@ DUPLICATE_EVENT = "duplicate of an earlier row (same user, item, timestamp and a
 DUPLICATE_IMPRESSION = "duplicate of an earlier row (same request and position)"
 
 
-def ingest(dataset: Dataset, settings: IngestSettings, tables: Path, *, cache: Path = Path("data")) -> dict[str, Any]:
+def ingest(
+    dataset: Dataset, settings: IngestSettings, tables: Path, *, cache: Path = Path("data"), origin: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Write `tables` (a folder, whole or not at all) and return its counts, as in counts.json.
+
+    `origin` is what counts.json says of where the log came from, where that is more than `dataset.source` (components.source).
 
     Raises DatasetError if the source cannot be read, QuarantineError if more rows than `max_quarantined_share` were rejected; the
     rejected rows are then written beside `tables` (rejected_file), so that they can be looked at.
@@ -45,13 +48,13 @@ def ingest(dataset: Dataset, settings: IngestSettings, tables: Path, *, cache: P
     rejected_file(tables).unlink(missing_ok=True)
     with atomic_directory(tables) as out:
         work = out / "work"
-        engine = open_engine(work, memory_limit=settings.memory_limit, threads=settings.threads)
+        engine = open_engine(work, settings)
         try:
             raw = read_dataset(engine, dataset, work / "files", cache)
             counts = _ingest(engine, raw, settings, out, tables)
         finally:
             engine.disconnect()
-        counts["dataset"] = {"kind": dataset.kind, "source": getattr(dataset, "source", dataset.kind)}
+        counts["dataset"] = {"kind": dataset.kind, "source": getattr(dataset, "source", dataset.kind), **(origin or {})}
         write_json(out / "counts.json", counts)
         shutil.rmtree(work)
     log.info(
@@ -65,8 +68,8 @@ def rejected_file(tables: Path) -> Path:
     return tables.with_name(f"{tables.name}.quarantine.parquet")
 
 
-def _ingest(engine: Backend, raw: RawLog, settings: IngestSettings, out: Path, tables: Path) -> dict[str, Any]:
-    read = sum(sum(read_rows(engine, source.key)) for source in raw.events)
+def _ingest(engine: Engine, raw: RawLog, settings: IngestSettings, out: Path, tables: Path) -> dict[str, Any]:
+    read = sum(sum(engine.read_rows(source.key)) for source in raw.events)
     if read == 0:
         raise DatasetError(f"{_names(raw.files)}: a header but no rows; expected at least one row")
     log.info("read %s rows", f"{read:,}")
@@ -76,7 +79,8 @@ def _ingest(engine: Backend, raw: RawLog, settings: IngestSettings, out: Path, t
     coded = engine.create_table("coded", derive.code(checked, user_codes, item_codes))
     repeated = engine.create_table("repeated", derive.duplicates(coded))
     quarantine = _quarantine(engine, raw.events, checked, faults, repeated)
-    reasons = {row["reason"]: row["n"] for row in quarantine.group_by("reason").agg(n=quarantine.count()).order_by("reason").to_pyarrow().to_pylist()}
+    by_reason = quarantine.group_by("reason").agg(n=quarantine.count()).order_by("reason")
+    reasons = {row["reason"]: row["n"] for row in engine.fetch(by_reason).to_pylist()}
     rejected = sum(reasons.values())
     if rejected > settings.max_quarantined_share * read or rejected == read:
         write_table(engine, _in_file_order(quarantine), QUARANTINE, rejected_file(tables))
@@ -88,7 +92,7 @@ def _ingest(engine: Backend, raw: RawLog, settings: IngestSettings, out: Path, t
     return {"rows_read": read, "rows_accepted": read - rejected, "rows_quarantined": rejected, "reasons": reasons, **counts}
 
 
-def _check(engine: Backend, sources: Sequence[RawEvents]) -> tuple[ir.Table, list[list[Fault]]]:
+def _check(engine: Engine, sources: Sequence[RawEvents]) -> tuple[ir.Table, list[list[Fault]]]:
     """The typed rows of all sources in one table, and each source's faults."""
     typed, faults = [], []
     for number, source in enumerate(sources):
@@ -98,7 +102,7 @@ def _check(engine: Backend, sources: Sequence[RawEvents]) -> tuple[ir.Table, lis
     return engine.create_table("checked", ibis.union(*typed) if len(typed) > 1 else typed[0]), faults
 
 
-def _quarantine(engine: Backend, sources: Sequence[RawEvents], checked: ir.Table, faults: list[list[Fault]], repeated: ir.Table) -> ir.Table:
+def _quarantine(engine: Engine, sources: Sequence[RawEvents], checked: ir.Table, faults: list[list[Fault]], repeated: ir.Table) -> ir.Table:
     """QUARANTINE rows of all sources, with the place of their source (`source`, int8)."""
     faulty = checked.filter(checked.fault > 0)
     parts = []
@@ -119,7 +123,7 @@ def _quarantine(engine: Backend, sources: Sequence[RawEvents], checked: ir.Table
         )
         rejected = engine.create_table(f"rejected_{number}", wrong.union(again))
         rows = source.rows.mutate(raw=raw_text(source)).join(rejected, [("order", "place")]).select("order", "field", "reason", "raw")
-        parts.append(locate(engine, source.key, rows).mutate(source=ibis.literal(number, "int8")))
+        parts.append(engine.locate(source.key, rows).mutate(source=ibis.literal(number, "int8")))
     return engine.create_table("quarantine", ibis.union(*parts) if len(parts) > 1 else parts[0])
 
 
@@ -131,7 +135,7 @@ def _in_file_order(quarantine: ir.Table) -> ir.Table:
     return quarantine.order_by("source", "file", "row").select(*QUARANTINE.names)
 
 
-def _write(engine: Backend, raw: RawLog, events: ir.Table, user_codes: ir.Table, item_codes: ir.Table, out: Path) -> dict[str, Any]:
+def _write(engine: Engine, raw: RawLog, events: ir.Table, user_codes: ir.Table, item_codes: ir.Table, out: Path) -> dict[str, Any]:
     """Write all tables but the quarantine; the counts that come of them."""
     users = engine.create_table("users", derive.users_table(events, user_codes))
     items = engine.create_table("items_without_category_id", derive.items_table(events, item_codes, raw.items, raw.candidates))
@@ -146,28 +150,28 @@ def _write(engine: Backend, raw: RawLog, events: ir.Table, user_codes: ir.Table,
         counts[table.name] = write_table(engine, rows, table, out / f"{table.name}.parquet", **metadata)
         log.info("wrote %s %s", f"{counts[table.name]:,}", table.name)
     if raw.candidates is not None:
-        offered = raw.candidates.count().to_pyarrow().as_py()
+        offered = engine.fetch(raw.candidates.agg(n=raw.candidates.count()))["n"][0].as_py()
         counts["candidates"] = write_table(engine, derive.candidate_rows(raw.candidates, events, items), CANDIDATES, out / "candidates.parquet")
         counts["candidates_dropped"] = offered - counts["candidates"]
     done = events.filter(events.is_interaction).select("action").distinct().order_by("action")
-    span = events.agg(first=events.timestamp.min(), last=events.timestamp.max()).to_pyarrow().to_pylist()[0]
+    span = engine.fetch(events.agg(first=events.timestamp.min(), last=events.timestamp.max())).to_pylist()[0]
     return {
         **counts,
         "source_sha256": hash_files(raw.files),
-        "categories": items.category_id.max().to_pyarrow().as_py() or 0,
-        "actions": done.to_pyarrow()["action"].to_pylist(),
+        "categories": engine.fetch(items.agg(most=items.category_id.max()))["most"][0].as_py() or 0,
+        "actions": engine.fetch(done)["action"].to_pylist(),
         "propensity": raw.propensity.value,
         "first": _iso(span["first"]),
         "last": _iso(span["last"]),
     }
 
 
-def write_table(engine: Backend, rows: ir.Table, table: Table, path: Path, **metadata: str) -> int:
+def write_table(engine: Engine, rows: ir.Table, table: Table, path: Path, **metadata: str) -> int:
     """Stream `rows` (columns of `table` by name; times as int64 µs) to Parquet in exactly the table's schema; the number of rows."""
     schema = table.arrow(**metadata)
     written = 0
     with atomic_file(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
-        for block in _blocks(stream(engine, rows.select(*table.names), ROW_GROUP)):
+        for block in _blocks(engine.stream(rows.select(*table.names), ROW_GROUP)):
             writer.write_table(_conform(block, schema), row_group_size=ROW_GROUP)
             written += block.num_rows
     return written

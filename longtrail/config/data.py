@@ -1,13 +1,31 @@
 """Settings of the data: where a log comes from, how it is read, checked, split and turned into features."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longtrail.config.base import Count, Positive, PositiveFloat, Settings, Share
 
 
-class MovieLensDataset(Settings):
+class Pinned(Settings):
+    """A log that may lie in a DVC repository, as it was at one revision. With a repository, paths are paths in it."""
+
+    repo: str | None = Field(None, description="the address of a Git repository with DVC in it, or its path; `.` is this one")
+    revision: str | None = Field(None, description="the commit, tag or branch of `repo`; the commit that it meant then is in counts.json")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if (self.repo is None) != (self.revision is None):
+            given, missing = ("repo", "revision") if self.repo is not None else ("revision", "repo")
+            raise ValueError(f"{given} is set; expected {missing} beside it")
+        for name in ("repo", "source", "events", "candidates"):
+            if urlsplit(getattr(self, name, None) or "").password is not None:
+                raise ValueError(f"{name} holds a password; expected credentials in the environment alone (docs/storage.md)")
+        return self
+
+
+class MovieLensDataset(Pinned):
     """MovieLens in any of its official layouts. Each rating is an interaction and an impression whose click is `rating >= like_from`."""
 
     kind: Literal["movielens"] = "movielens"
@@ -15,7 +33,7 @@ class MovieLensDataset(Settings):
     like_from: float = Field(4.0, description="a rating this high counts as a click")
 
 
-class OpenBanditDataset(Settings):
+class OpenBanditDataset(Pinned):
     """ZOZO's Open Bandit Dataset: real impressions with true propensities."""
 
     kind: Literal["open_bandit"] = "open_bandit"
@@ -42,7 +60,7 @@ class EventColumns(Settings):
     policy: str | None = None
 
 
-class EventLogDataset(Settings):
+class EventLogDataset(Pinned):
     """Any CSV or Parquet log, by a column mapping.
 
     A file with a `click` column is a log of impressions; its clicks are also the interactions. A file without one is a log of
@@ -50,7 +68,7 @@ class EventLogDataset(Settings):
     """
 
     kind: Literal["event_log"] = "event_log"
-    source: str = Field(description="a CSV or Parquet file, or a glob of them")
+    source: str = Field(description="a CSV or Parquet file, or a glob of them; s3://… too")
     columns: EventColumns
     delimiter: str = ","
     encoding: Literal["utf-8", "utf-16", "latin-1"] = "utf-8"
@@ -84,10 +102,24 @@ class WorldDataset(Settings):
 Dataset = Annotated[MovieLensDataset | OpenBanditDataset | EventLogDataset | WorldDataset, Field(discriminator="kind")]
 
 
+class SparkSettings(Settings):
+    """Spark, where `ingest.engine` or `features.offline_store` asks for it. Files must be where driver and executors both see them."""
+
+    master: str = Field("local[*]", description="where it runs: local[N], spark://host:7077, yarn, k8s://https://…")
+    driver_memory: str = Field("2g", description="of the process that runs the step; with a local master, all there is")
+    executor_memory: str = Field("4g", description="of each executor; with a local master unused")
+    shuffle_partitions: Positive = Field(200, description="tasks of a sort or join; about one for each 128 MB that it moves")
+    options: dict[str, str] = Field(default_factory=dict, description="any other of Spark's own settings, spark.executor.instances for example")
+
+
 class IngestSettings(Settings):
     max_quarantined_share: Share = Field(0.01, description="more rejected rows than this stops the pipeline")
+    engine: Literal["duckdb", "spark"] = Field(
+        "duckdb", description="what ingest and the sources of build_features are computed by; the outputs are the same"
+    )
     memory_limit: str = Field("2GB", description="DuckDB's memory; beyond it DuckDB spills to disk")
     threads: Positive = 2
+    spark: SparkSettings = SparkSettings()
 
 
 class ValidationSettings(Settings):

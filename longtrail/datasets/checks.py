@@ -6,10 +6,10 @@ A row has at most one fault: the first of the list that `faults` makes, in the o
 from dataclasses import dataclass
 
 import ibis
-import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from longtrail.datasets.raw import RAW_COLUMNS, RawEvents, Rules
+from longtrail.engines.functions import to_microseconds, to_number
 from longtrail.schema import EARLIEST
 
 LATEST = 4_102_444_800_000_000  # 2100-01-01: fixed rather than "now", so that a log is read the same on any day
@@ -18,11 +18,6 @@ _UNIT = {"s": "seconds since 1970", "ms": "milliseconds since 1970", "us": "micr
 _FINITE = 3.4e38  # what a float32 can hold
 _NEGATIVE = r"^-[0-9]+([.][0-9]+)?$"
 _MISSING = ("", "nan", "none", "null", "\\n")  # how exports write a key that is not there
-
-
-@ibis.udf.scalar.builtin(name="epoch_us")
-def _epoch_us(time: dt.Timestamp("UTC")) -> int:  # type: ignore[empty-body, valid-type]
-    """DuckDB's name for microseconds since 1970 (Spark: unix_micros)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +43,10 @@ def check(raw: RawEvents) -> tuple[ir.Table, list[Fault]]:
     rows = rows.mutate(
         timestamp_us=_microseconds(rows.timestamp, rules),
         written_us=_microseconds(rows.written_at, rules),
-        number=rows.value.try_cast("float64"),
+        number=to_number(rows.value),
         clicked=_zero_or_one(rows.click),
-        place=rows.position.try_cast("float64"),
-        probability=rows.propensity.try_cast("float64"),
+        place=to_number(rows.position),
+        probability=to_number(rows.propensity),
     )
     faults = _faults(rows, raw)
     fault = ibis.cases(*((f.holds, i) for i, f in enumerate(faults, 1)), else_=0)
@@ -137,8 +132,8 @@ def _time_faults(fault, rows: ir.Table, column: str, micros: str, unit: str) -> 
 def _microseconds(text: ir.StringValue, rules: Rules) -> ir.IntegerValue:
     """int64 µs since 1970, null where it is no such time, or one beyond int64."""
     if rules.timestamp_unit == "iso":
-        return _epoch_us(text.try_cast(dt.Timestamp("UTC")))
-    number = text.try_cast("float64") * _PER_UNIT[rules.timestamp_unit]  # exact to the µs: 2^53 µs are 285 years
+        return to_microseconds(text)
+    number = to_number(text) * _PER_UNIT[rules.timestamp_unit]  # exact to the µs: 2^53 µs are 285 years
     return _whole(number + 0.5)
 
 
@@ -148,7 +143,7 @@ def _whole(number: ir.FloatingValue) -> ir.IntegerValue:
 
 
 def _zero_or_one(text: ir.StringValue) -> ir.IntegerValue:
-    number = text.try_cast("float64")
+    number = to_number(text)
     lower = text.lower()
     return ibis.cases(((number == 1) | (lower == "true"), 1), ((number == 0) | (lower == "false"), 0))
 

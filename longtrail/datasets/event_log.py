@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
-from ibis.backends.duckdb import Backend
-
 from longtrail.config import EventColumns, EventLogDataset
 from longtrail.datasets.raw import RAW_COLUMNS, ClickFrom, RawEvents, RawLog, Rules
 from longtrail.datasets.reading import CsvFormat, find_files, load, load_text
+from longtrail.engines import Engine
 from longtrail.errors import ConfigError
 from longtrail.schema import Propensity
 
 _OF_EVENTS = ("user", "item", "timestamp", "written_at", "action", "value", "category", "title")
 
 
-def read_event_log(engine: Backend, dataset: EventLogDataset, folder: Path, cache: Path) -> RawLog:
+def read_event_log(engine: Engine, dataset: EventLogDataset, folder: Path, cache: Path) -> RawLog:
     """The log, its further events and its candidate sets. Raises DatasetError naming the file, ConfigError naming the setting."""
     names = column_names(dataset.columns)
     _check_settings(dataset, names)

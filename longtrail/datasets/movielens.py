@@ -10,12 +10,12 @@ from pathlib import Path
 
 import ibis
 import ibis.expr.types as ir
-from ibis.backends.duckdb import Backend
 
 from longtrail.config import MovieLensDataset
 from longtrail.datasets import fetching
 from longtrail.datasets.raw import RawEvents, RawLog, Rules
 from longtrail.datasets.reading import CsvFormat, load, load_text
+from longtrail.engines import Engine
 from longtrail.errors import DatasetError
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ LAYOUTS = (
 )
 
 
-def read_movielens(engine: Backend, dataset: MovieLensDataset, folder: Path, cache: Path) -> RawLog:
+def read_movielens(engine: Engine, dataset: MovieLensDataset, folder: Path, cache: Path) -> RawLog:
     """The ratings and, where the source has them, the films. `folder` takes what a zip holds. Raises DatasetError."""
     source = find_movielens(dataset.source, cache)
     layout, ratings, films = _open(source, folder)
@@ -162,7 +162,7 @@ def _beside(ratings: Path) -> dict[str, str]:
     return {p.name: str(p) for p in ratings.parent.iterdir() if p.is_file()}
 
 
-def _films(engine: Backend, path: Path, layout: Layout, label: str) -> ir.Table:
+def _films(engine: Engine, path: Path, layout: Layout, label: str) -> ir.Table:
     """item, category, title. The category is the combination of genres, in the file's order, between bars; null where there is none."""
     item, title, genres = layout.film_names
     columns: dict[str, str | None] = {"item": item, "title": title}

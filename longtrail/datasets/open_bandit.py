@@ -8,12 +8,12 @@ import logging
 from pathlib import Path
 
 import ibis
-from ibis.backends.duckdb import Backend
 
 from longtrail.config import OpenBanditDataset
 from longtrail.datasets import fetching
 from longtrail.datasets.raw import RAW_COLUMNS, RawEvents, RawLog, Rules
 from longtrail.datasets.reading import CsvFormat, load_text
+from longtrail.engines import Engine
 from longtrail.errors import DatasetError
 from longtrail.schema import Propensity
 
@@ -41,7 +41,7 @@ SMALL = fetching.Wheel(
 )
 
 
-def read_open_bandit(engine: Backend, dataset: OpenBanditDataset, folder: Path, cache: Path) -> RawLog:
+def read_open_bandit(engine: Engine, dataset: OpenBanditDataset, folder: Path, cache: Path) -> RawLog:
     """One policy's log of one campaign. `folder` takes what a zip holds. Raises DatasetError."""
     source = _find(dataset.source, cache)
     log_file, context = _open(source, dataset, folder)

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ibis.backends.duckdb import Backend
-
 from longtrail.config import Dataset, WorldDataset
 from longtrail.datasets.event_log import read_event_log
 from longtrail.datasets.movielens import read_movielens
 from longtrail.datasets.open_bandit import read_open_bandit
 from longtrail.datasets.raw import RawEvents, RawLog, Rules
 from longtrail.datasets.reading import CsvFormat, load, load_text
+from longtrail.engines import Engine
 from longtrail.schema import Propensity
 
 _IMPRESSIONS = ("user", "item", "timestamp", "category", "click", "request", "position", "propensity", "policy")
@@ -19,7 +18,7 @@ _CANDIDATES: dict[str, str | None] = {"request": "request", "item": "item"}
 _INTERACTIONS = ("user", "item", "timestamp", "category", "action")
 
 
-def read_world(engine: Backend, dataset: WorldDataset, folder: Path, cache: Path) -> RawLog:
+def read_world(engine: Engine, dataset: WorldDataset, folder: Path, cache: Path) -> RawLog:
     """Simulate the world into `folder` and read its log like any other."""
     from longtrail.datasets.world import write_log
 
@@ -34,7 +33,7 @@ def read_world(engine: Backend, dataset: WorldDataset, folder: Path, cache: Path
     return RawLog(events=tuple(events), files=tuple(files.values()), candidates=candidates, propensity=Propensity.CONDITIONAL)
 
 
-_READERS: dict[str, Callable[[Backend, Any, Path, Path], RawLog]] = {
+_READERS: dict[str, Callable[[Engine, Any, Path, Path], RawLog]] = {
     "movielens": read_movielens,
     "open_bandit": read_open_bandit,
     "event_log": read_event_log,
@@ -42,6 +41,6 @@ _READERS: dict[str, Callable[[Backend, Any, Path, Path], RawLog]] = {
 }
 
 
-def read_dataset(engine: Backend, dataset: Dataset, folder: Path, cache: Path) -> RawLog:
+def read_dataset(engine: Engine, dataset: Dataset, folder: Path, cache: Path) -> RawLog:
     """The raw log of a dataset. `folder` takes temporary files, `cache` downloads. Raises DatasetError naming the file."""
     return _READERS[dataset.kind](engine, dataset, folder, cache)
