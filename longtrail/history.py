@@ -10,7 +10,7 @@ B users asked for, L history, U users in the store.
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from longtrail.files import atomic_directory, read_json, write_json
 from longtrail.segments import Segment, concatenate_segments, write_segment
 
 FORMAT = 1
+SHARDED = 2  # the format of longtrail/sharded_history.py
 _OPEN_ATTEMPTS = 5  # a compaction may remove a segment between our reading of the manifest and of the segment
 
 Ints = NDArray[np.int64]
@@ -59,16 +60,26 @@ class HistoryStore:
         self.path = path
         self.users: int = manifest["users"]
         self.actions: tuple[str, ...] = tuple(manifest["actions"])
+        self.shards = 1
         self._segments = tuple(segments)
         self.events = sum(segment.events for segment in segments)
 
     @classmethod
-    def open(cls, path: Path) -> "HistoryStore":
-        """Raises HistoryError where `path` is not a whole store."""
+    def open(cls, path: Path, *, shards: Sequence[int] | None = None) -> "HistoryStore":
+        """Raises HistoryError where `path` is not a whole store.
+
+        `shards` are those of a sharded store to open, for a worker that reads no others: 8 bytes a user of theirs are in memory. None is all.
+        """
         path = Path(path)
         for attempt in range(_OPEN_ATTEMPTS):
             manifest = _read_manifest(path)
             try:
+                if manifest["format"] == SHARDED:
+                    from longtrail.sharded_history import ShardedHistory
+
+                    return ShardedHistory.from_manifest(path, manifest, shards)
+                if any(shard != 0 for shard in shards or ()):
+                    raise HistoryError(f"{path}: shards {', '.join(map(str, shards or ()))} are asked for; expected 0: the store is not sharded")
                 return cls(path, manifest, [Segment.open(path / s["name"], users=s["users"], events=s["events"]) for s in manifest["segments"]])
             except FileNotFoundError as error:
                 if attempt == _OPEN_ATTEMPTS - 1:
@@ -76,9 +87,9 @@ class HistoryStore:
         raise AssertionError("unreachable")
 
     @classmethod
-    def build(cls, interactions: Path | pa.Table, out: Path, *, users: int, actions: Sequence[str]) -> "HistoryStore":
+    def build(cls, interactions: Path | pa.Table, out: Path, *, users: int, actions: Sequence[str], shards: int = 1) -> "HistoryStore":
         """The same as `build_history`."""
-        return build_history(interactions, out, users=users, actions=actions)
+        return build_history(interactions, out, users=users, actions=actions, shards=shards)
 
     @property
     def segments(self) -> int:
@@ -150,12 +161,7 @@ class HistoryStore:
         """
         with _lock(self.path):
             now = HistoryStore.open(self.path)
-            users = now.users if users is None else users
-            actions = now.actions if actions is None else tuple(actions)
-            if users < now.users:
-                raise HistoryError(f"{self.path}: users is {users}; expected at least the {now.users} of the store")
-            if actions[: len(now.actions)] != now.actions:
-                raise HistoryError(f"{self.path}: actions are {', '.join(actions)}; expected a list that begins with {', '.join(now.actions)}")
+            users, actions = now._grown(users, actions)
             _remove_strays(self.path, now._segments)
             name = _segment_name()
             folder = self.path / name
@@ -189,6 +195,16 @@ class HistoryStore:
             _remove_strays(self.path, (segment,))
             return HistoryStore.open(self.path)
 
+    def _grown(self, users: int | None, actions: Sequence[str] | None) -> tuple[int, tuple[str, ...]]:
+        """The vocabulary after an append. Raises HistoryError where it is not this one's, or this one's and more."""
+        users = self.users if users is None else users
+        actions = self.actions if actions is None else tuple(actions)
+        if users < self.users:
+            raise HistoryError(f"{self.path}: users is {users}; expected at least the {self.users} of the store")
+        if actions[: len(self.actions)] != self.actions:
+            raise HistoryError(f"{self.path}: actions are {', '.join(actions)}; expected a list that begins with {', '.join(self.actions)}")
+        return users, actions
+
     def _checked_users(self, users_B: NDArray[Any]) -> Ints:
         users_B = np.asarray(users_B, dtype=np.int64)
         unknown_B = (users_B < 0) | (users_B > self.users)
@@ -208,14 +224,21 @@ class HistoryStore:
         return lengths_B
 
 
-def build_history(interactions: Path | pa.Table, out: Path, *, users: int, actions: Sequence[str]) -> HistoryStore:
+def build_history(interactions: Path | pa.Table, out: Path, *, users: int, actions: Sequence[str], shards: int = 1) -> HistoryStore:
     """Write the store of an interactions table (its Parquet file, or the table) to the folder `out`, which appears whole or not at all.
 
     Within a user, events are ordered by (available_at, timestamp, row), so that what was available at any moment is a prefix. Action id =
     index in `actions` + 1. Memory: a batch of rows, 8 bytes a user, and the store's own mapped files. Raises HistoryError that names file,
     row and field for a null, an id outside its range or an action not in `actions`.
+
+    With more `shards` than 1 the store is in that many parts, built one after another (longtrail/sharded_history.py): of the users and mapped files,
+    only those of one shard are in memory at a time.
     """
     out = Path(out)
+    if shards > 1:
+        from longtrail.sharded_history import build_sharded
+
+        return build_sharded(interactions, out, users=users, actions=tuple(actions), shards=shards)
     with atomic_directory(out) as aside:
         folder = aside / _segment_name()
         folder.mkdir()
@@ -230,8 +253,8 @@ def _ranges(starts_B: Ints, counts_B: Ints) -> Ints:
     return np.repeat(starts_B - ends_B + counts_B, counts_B) + np.arange(ends_B[-1] if len(ends_B) else 0)
 
 
-def _check_follows(stored: Sequence[Segment], added: Segment) -> None:
-    """Every user's first added event must not sort before their last stored one."""
+def _check_follows(stored: Sequence[Segment], added: Segment, *, of: Callable[[int], int] = int) -> None:
+    """Every user's first added event must not sort before their last stored one. `of` gives the id of a user that a segment knows by number."""
     for segment in stored:
         shared = min(segment.users, added.users)
         has_U = (segment.counts[: shared + 1] > 0) & (added.counts[: shared + 1] > 0)
@@ -241,7 +264,7 @@ def _check_follows(stored: Sequence[Segment], added: Segment) -> None:
         if early_n.any():
             place = int(np.flatnonzero(early_n)[0])
             raise HistoryError(
-                f"user_id {users_n[place]}: an event available at {first[0][place]} µs would stand before a stored one, available at "
+                f"user_id {of(int(users_n[place]))}: an event available at {first[0][place]} µs would stand before a stored one, available at "
                 f"{last[0][place]} µs; expected appended events to be the newest. Rebuild the store for late rows"
             )
 
@@ -271,7 +294,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise HistoryError(f"{path}: no manifest.json; expected a history store") from None
     except (ValueError, AttributeError):
         raise HistoryError(f"{path / 'manifest.json'}: not a manifest; rebuild the history store") from None
-    if not complete or manifest["format"] != FORMAT:
+    if not complete or manifest["format"] not in (FORMAT, SHARDED):
         raise HistoryError(f"{path / 'manifest.json'}: format {manifest.get('format')}; expected {FORMAT}")
     return manifest
 

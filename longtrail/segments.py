@@ -1,6 +1,7 @@
 """One immutable run of events of a HistoryStore: how it is sorted out of a table and how its files are read."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from longtrail.errors import HistoryError
+from longtrail.schema import INTERACTIONS
 
 ROWS = 1 << 20  # rows of the table, or events of the store, that are in memory at once
 _MAX_ITEM = np.iinfo(np.int32).max
 _MAX_ACTIONS = np.iinfo(np.uint8).max
 _COLUMNS = ["user_id", "item_id", "timestamp", "available_at", "action"]
 _TYPES = {"items": np.int32, "times": np.int64, "actions": np.uint8}
+_SPLIT_SCHEMA = pa.schema({name: INTERACTIONS[name].kind.arrow for name in _COLUMNS})
 
 Ints = NDArray[np.int64]
 
@@ -95,6 +98,31 @@ def write_segment(interactions: Path | pa.Table, folder: Path, *, users: int, ac
     del available
     (folder / "available.npy").unlink()
     return _finish(folder, users, arrays, offsets, first, last)
+
+
+def split_by_shard(interactions: Path | pa.Table, folder: Path, *, users: int, actions: Sequence[str], shards: int) -> list[Path]:
+    """The rows of each shard, in their order, as an interactions table of its own in `folder`; users by their number in their shard.
+
+    User u is number (u - 1) div `shards` + 1 of shard (u - 1) mod `shards`. Every row is checked, so that errors name the row of the whole table.
+    """
+    parts = [folder / f"{shard:04d}.parquet" for shard in range(shards)]
+    with ExitStack() as open_files:
+        writers = [open_files.enter_context(pq.ParquetWriter(part, _SPLIT_SCHEMA)) for part in parts]
+        for row, batch in _batches(interactions, _COLUMNS, "setting shards apart"):
+            user_n = _ids(interactions, batch, "user_id", row, users)
+            _ids(interactions, batch, "item_id", row, _MAX_ITEM)
+            _action_ids(interactions, batch, row, actions)
+            times = {name: _no_nulls(interactions, batch, name, row) for name in ("timestamp", "available_at")}
+            shard_n = (user_n - 1) % shards
+            columns = {"user_id": pa.array((user_n - 1) // shards + 1), "item_id": batch["item_id"], **times, "action": batch["action"]}
+            whole = pa.table(columns).cast(_SPLIT_SCHEMA)
+            order = np.argsort(shard_n, kind="stable")
+            edges = np.searchsorted(shard_n[order], np.arange(shards + 1))
+            sorted_rows = whole.take(pa.array(order))
+            for shard, writer in enumerate(writers):
+                if edges[shard] < edges[shard + 1]:
+                    writer.write_table(sorted_rows.slice(edges[shard], edges[shard + 1] - edges[shard]))
+    return parts
 
 
 def concatenate_segments(segments: Sequence[Segment], folder: Path, *, users: int) -> Segment:
