@@ -15,10 +15,12 @@ def ingest(
     cache: Annotated[Path, typer.Option(help="folder that keeps downloaded datasets")] = Path("data"),
 ) -> None:
     """Read the dataset of params.yaml, check every row, and write the tables. Rejected rows go to quarantine.parquet with their reasons."""
+    from components.source import resolve
     from longtrail.ingest import ingest as write_tables
 
     config = load_config(params)
-    write_tables(config.dataset, config.ingest, tables, cache=cache)
+    found = resolve(config.dataset, cache)
+    write_tables(found.dataset, config.ingest, tables, cache=cache, origin=found.origin)
 
 
 if __name__ == "__main__":

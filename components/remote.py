@@ -6,7 +6,7 @@ from typing import Any
 
 from longtrail.errors import LongtrailError, StorageError
 
-_NETWORK = ("botocore", "aiobotocore", "aiohttp")  # their errors are no OSError
+_OTHERS = ("botocore", "aiobotocore", "aiohttp", "dvc_data", "dvc_objects")  # their errors are no OSError
 
 
 def locate(address: str, *, error: type[LongtrailError] = StorageError) -> tuple[Any, str]:
@@ -33,9 +33,10 @@ def answering(address: str, *, error: type[LongtrailError] = StorageError) -> It
     except PermissionError as reason:
         raise error(f"{address}: refused: {_plain(reason)}; expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of somebody who may") from reason
     except Exception as reason:
-        if not isinstance(reason, OSError) and type(reason).__module__.split(".")[0] not in _NETWORK:
+        if not isinstance(reason, OSError) and type(reason).__module__.split(".")[0] not in _OTHERS:
             raise
-        raise error(f"{address}: {type(reason).__name__}: {_plain(reason)}") from reason
+        behind = f" ({_plain(reason.__cause__)})" if isinstance(reason.__cause__, Exception) else ""
+        raise error(f"{address}: {type(reason).__name__}: {_plain(reason)}{behind}") from reason
 
 
 def _plain(reason: Exception) -> str:
