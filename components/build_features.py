@@ -58,17 +58,17 @@ def _build(tables: Path, config: Config, counts: dict[str, Any], out: Path) -> N
     limits = (config.ingest.memory_limit, config.ingest.threads, spill)
     with sources.duckdb_session(*limits) as connection, duckdb_for_feast(*limits):
         split = divide(tables, config.split, users)
-        store = build_history(tables / "interactions.parquet", out / "history", users=users, actions=counts["actions"])
+        shards = config.features.history_shards
+        store = build_history(tables / "interactions.parquet", out / "history", users=users, actions=counts["actions"], shards=shards)
         catalogue, prior = _catalogue(connection, tables, split, store)
         pq.write_table(catalogue, out / "catalogue.parquet", compression="zstd")
         log.info("history store: %s events of %s users", f"{store.events:,}", f"{users:,}")
         offline = feast / "offline"
-        for view in sources.COUNTS:
-            sources.write_cumulative(connection, view, tables, offline / f"{view}.parquet")
+        _write_sources(config, tables, offline, spill / "engine")
         length = config.features.online_history_length
         sources.write_histories(connection, store, offline / f"{definitions.CLOCK}.parquet", length, offline / f"{definitions.HISTORY}.parquet")
         log.info("Feast: sources of %d views written", len(sources.COUNTS) + 1)
-        write_repository(feast, project_name(hashes, config.features), config.features)
+        write_repository(feast, project_name(hashes, config.features), config.features, config.ingest.spark)
         apply(feast, length)
         point_in_time = PointInTime(feast)
         rows: dict[str, Any] = write_examples(connection, point_in_time, tables, split, out / "examples")
@@ -90,6 +90,17 @@ def _build(tables: Path, config: Config, counts: dict[str, Any], out: Path) -> N
         "hashes": hashes,
     }
     write_json(out / "features.json", summary)
+
+
+def _write_sources(config: Config, tables: Path, offline: Path, folder: Path) -> None:
+    from longtrail.engines import open_engine
+
+    engine = open_engine(folder, config.ingest)
+    try:
+        for view in sources.COUNTS:
+            sources.write_cumulative(engine, view, tables, offline / f"{view}.parquet")
+    finally:
+        engine.disconnect()
 
 
 def definitions_hash() -> str:

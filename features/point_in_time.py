@@ -20,7 +20,7 @@ class PointInTime:
 
     def __init__(self, feast: Path) -> None:
         """`feast` is the folder that build_features writes. Raises FeatureStoreError where it is no repository."""
-        self._store = open_repository(feast)
+        self._store = open_repository(feast, offline=True)
 
     def features(self, service: str, times_n: Ints, **keys_n: Ints) -> dict[str, Ints]:
         """The fields of `service` for each row, in the order of the rows: int64 [n] by name, 0 where nothing was available.

@@ -20,12 +20,13 @@ from typing import Any
 import yaml
 
 from features.definitions import HISTORY, LENGTH_TAG, USER_VIEW, definitions
-from longtrail.config import FeatureSettings
+from longtrail.config import FeatureSettings, SparkSettings
 from longtrail.errors import LongtrailError
 from longtrail.files import atomic_file
 
 ONLINE_FILE = "online_store.db"
 _CONFIG_FILE = "feature_store.yaml"
+_SERVED = {"type": "features.asof.AsOfDuckDBOfflineStore"}
 _WRITE_BATCH = 1_000  # users a write to the online store: bounds memory (Feast's default is all at once)
 
 _FEAST_COMMAND = '''"""What the `feast` command registers from this folder."""
@@ -40,8 +41,11 @@ class FeatureStoreError(LongtrailError):
     """A Feast repository is missing or damaged, its online store cannot be reached, or a join returned other rows than it was asked for."""
 
 
-def write_repository(folder: Path, project: str, settings: FeatureSettings) -> None:
-    """Write feature_store.yaml and repository.py of a new repository. `project` prefixes every online key: letters, digits and underscores."""
+def write_repository(folder: Path, project: str, settings: FeatureSettings, spark: SparkSettings | None = None) -> None:
+    """Write feature_store.yaml and repository.py of a new repository. `project` prefixes every online key: letters, digits and underscores.
+
+    `spark` says how Spark is started where `settings.offline_store` asks for it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     online: dict[str, Any] = {"type": "sqlite", "path": ONLINE_FILE}
     if settings.online_store == "redis":
@@ -50,7 +54,7 @@ def write_repository(folder: Path, project: str, settings: FeatureSettings) -> N
         "project": project,
         "provider": "local",
         "registry": {"registry_type": "file", "path": "registry.db"},
-        "offline_store": {"type": "features.asof.AsOfDuckDBOfflineStore"},
+        "offline_store": _SERVED if settings.offline_store == "duckdb" else _spark_store(spark or SparkSettings()),
         "online_store": online,
         "entity_key_serialization_version": 3,
         "materialization": {"online_write_batch_size": _WRITE_BATCH},
@@ -61,8 +65,17 @@ def write_repository(folder: Path, project: str, settings: FeatureSettings) -> N
         aside.write_text(_FEAST_COMMAND.format(length=settings.online_history_length), encoding="utf-8")
 
 
-def open_repository(folder: Path, *, online: dict[str, Any] | None = None) -> Any:
+def _spark_store(settings: SparkSettings) -> dict[str, Any]:
+    from longtrail.engines.spark import context_options
+
+    conf = {"spark.sql.shuffle.partitions": str(settings.shuffle_partitions)} | context_options(settings)
+    return {"type": "features.spark_store.SparkFileOfflineStore", "spark_conf": conf}
+
+
+def open_repository(folder: Path, *, online: dict[str, Any] | None = None, offline: bool = False) -> Any:
     """The `feast.FeatureStore` of `folder`; `online` overrides keys of its online store's settings (a path or an address, say).
+
+    Only with `offline` is the offline store the one it names: else it is DuckDB's, so that who reads the online store needs no Spark.
 
     `${NAME}` in feature_store.yaml is read from the environment, as the `feast` command does: a password need not stand in a file.
     Raises FeatureStoreError where `folder` is not a repository.
@@ -71,6 +84,8 @@ def open_repository(folder: Path, *, online: dict[str, Any] | None = None) -> An
     try:
         config = yaml.safe_load(os.path.expandvars((folder / _CONFIG_FILE).read_text(encoding="utf-8")))
         config["online_store"] |= online or {}
+        if not offline:
+            config["offline_store"] = _SERVED
     except FileNotFoundError:
         raise FeatureStoreError(f"{folder}: no {_CONFIG_FILE}; expected the feast folder that build_features writes") from None
     except (yaml.YAMLError, TypeError, KeyError) as error:
@@ -90,7 +105,7 @@ def apply(folder: Path, online_history_length: int) -> None:
 
 def materialise(folder: Path) -> None:
     """Copy the newest row of every user to the online store. Doing it twice changes nothing. Raises FeatureStoreError if it cannot be reached."""
-    store = open_repository(folder)
+    store = open_repository(folder, offline=True)
     with quiet_feast(), reachable(getattr(store.config.online_store, "connection_string", "")):
         store.materialize(datetime(1970, 1, 1, tzinfo=UTC), _newest(folder), feature_views=[HISTORY, USER_VIEW])
 

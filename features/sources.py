@@ -1,4 +1,4 @@
-"""The files Feast reads, computed from the tables in DuckDB: out of core, so that a log larger than memory works.
+"""The files Feast reads, computed from the tables by DuckDB or Spark: out of core, so that a log larger than memory works.
 
 One row per (key, available_at) with the counts of everything available up to and including that moment; its `timestamp` is one
 microsecond later, so that a label at that very moment does not see it.
@@ -42,28 +42,34 @@ def literal(path: Path) -> str:
     return "'" + str(path).replace("'", "''") + "'"
 
 
-def cumulative_sql(view: str, tables: Path) -> str:
-    """The source of `view`: its key, its counts up to and including each `available_at`, `timestamp` and `created`."""
+def cumulative(engine: Any, view: str, tables: Path) -> Any:
+    """The source of `view`, an Ibis table: its key, its counts up to and including each `available_at`, `timestamp` and `created`.
+
+    `engine` is a `longtrail.engines.Engine`.
+    """
+    import ibis
+
     key, counts = ENTITY_OF[view], COUNTS[view]
     parts = []
     for table in sorted({table for table, _ in counts.values()}):
-        sums = ", ".join(f"sum({term if source == table else '0'}) AS {name}" for name, (source, term) in counts.items())
-        parts.append(f"SELECT {key}, available_at, {sums} FROM read_parquet({literal(tables / f'{table}.parquet')}) GROUP BY ALL")
-    totals = ", ".join(f"sum({name}) AS {name}" for name in counts)
-    running = ", ".join(f"CAST(sum({name}) OVER upto AS BIGINT) AS {name}" for name in counts)
-    return f"""
-        WITH changes AS ({" UNION ALL ".join(parts)}),
-             moments AS (SELECT {key}, available_at, {totals} FROM changes GROUP BY {key}, available_at)
-        SELECT {key}, available_at + INTERVAL 1 MICROSECOND AS {TIMESTAMP}, available_at AS {CREATED}, {running}
-        FROM moments
-        WINDOW upto AS (PARTITION BY {key} ORDER BY available_at ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
-        ORDER BY {key}, {TIMESTAMP}"""
+        rows = engine.parquet(tables / f"{table}.parquet")
+        own = {name: rows.count() if term == "1" else rows[term].cast("int64").sum() for name, (source, term) in counts.items() if source == table}
+        moved = rows.group_by(key, "available_at").agg(**own)
+        parts.append(
+            moved.select(key, "available_at", **{name: moved[name].cast("int64") if name in own else ibis.literal(0, "int64") for name in counts})
+        )
+    changes = ibis.union(*parts) if len(parts) > 1 else parts[0]
+    moments = changes.group_by(key, "available_at").agg(**{name: changes[name].sum() for name in counts})
+    upto = ibis.cumulative_window(group_by=key, order_by="available_at")
+    running = {name: moments[name].sum().over(upto).cast("int64") for name in counts}
+    later = moments.available_at + ibis.interval(microseconds=1)
+    return moments.select(key, **{TIMESTAMP: later, CREATED: moments.available_at}, **running).order_by(key, TIMESTAMP)
 
 
-def write_cumulative(connection: Any, view: str, tables: Path, out: Path) -> None:
+def write_cumulative(engine: Any, view: str, tables: Path, out: Path) -> None:
     """Write the source of `view` (user_clock, user_statistics or item_statistics) as `out`."""
     with atomic_file(out) as aside:
-        connection.execute(f"COPY ({cumulative_sql(view, tables)}) TO {literal(aside)} (FORMAT parquet, COMPRESSION zstd)")
+        engine.write(cumulative(engine, view, tables), aside)
 
 
 def write_histories(connection: Any, store: HistoryStore, clock: Path, length: int, out: Path) -> None:

@@ -137,9 +137,13 @@ class ValidationSettings(Settings):
 
 
 class FeatureSettings(Settings):
+    offline_store: Literal["duckdb", "spark"] = Field("duckdb", description="what Feast joins and materialises with; spark is set up by ingest.spark")
     online_store: Literal["sqlite", "redis"] = "sqlite"
     redis_address: str = "localhost:6379"
     online_history_length: Positive = Field(1_000, description="newest events of each user kept in the online store")
+    history_shards: Positive = Field(
+        1, description="parts of the history store, by user: each is built alone; 1 up to some 10^8 events, then one for each 10^8"
+    )
 
 
 class SplitSettings(Settings):

@@ -51,6 +51,10 @@ class Engine(Protocol):
         """The rows in their order, in batches of about `size`, never all in memory."""
         ...
 
+    def write(self, rows: ir.Table, path: Path) -> None:
+        """Write the rows, in their order, as one Parquet file."""
+        ...
+
     def disconnect(self) -> None:
         """End it; what it wrote to its folder is the caller's to remove."""
         ...

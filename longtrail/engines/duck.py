@@ -119,8 +119,7 @@ class DuckDBEngine:
     def stream(self, rows: ir.Table, size: int) -> Iterator[pa.RecordBatch]:
         yield from self._engine.con.sql(self._engine.compile(rows)).to_arrow_reader(size)  # (Ibis 12's own calls what DuckDB 2 dropped)
 
-    def copy(self, rows: ir.Table, path: Path) -> None:
-        """Write `rows` as a Parquet file, in any order."""
+    def write(self, rows: ir.Table, path: Path) -> None:
         self.run(f"COPY ({self._engine.compile(rows)}) TO {literal(str(path))} (FORMAT parquet, COMPRESSION zstd)")
 
     def disconnect(self) -> None:

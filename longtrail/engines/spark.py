@@ -26,6 +26,7 @@ from longtrail.engines.functions import SPARK, define
 from longtrail.errors import ConfigError
 
 log = logging.getLogger(__name__)
+_ROW_GROUP = 1 << 18  # rows
 _PATH = "regexp_replace(_metadata.file_path, '^file:/+', '/')"  # it begins with one slash or three
 
 
@@ -87,6 +88,12 @@ class SparkEngine:
             yield from pq.ParquetFile(part).iter_batches(size)
         shutil.rmtree(folder)
 
+    def write(self, rows: ir.Table, path: Path) -> None:
+        schema = rows.schema().to_pyarrow()
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for batch in self.stream(rows, _ROW_GROUP):
+                writer.write_batch(batch.cast(schema), row_group_size=_ROW_GROUP)
+
     def disconnect(self) -> None:
         self._edge.disconnect()
         if self._ours:
@@ -110,7 +117,7 @@ class SparkEngine:
 
     def _from_edge(self, name: str, rows: ir.Table) -> ir.Table:
         path = self._folder / f"{name}.parquet"
-        self._edge.copy(rows, path)
+        self._edge.write(rows, path)
         return self._view(name, self._session.read.parquet(_uri(path)))
 
     def _first_rows(self, key: str, files: Sequence[Path], label: str | None) -> dict[Path, int]:
@@ -132,31 +139,36 @@ def open_session(settings: SparkSettings, *, spill: Path) -> tuple[Any, bool]:
     active = SparkSession.getActiveSession()
     if active is None and not (os.environ.get("JAVA_HOME") or shutil.which("java")):
         raise ConfigError("params.yaml asks for Spark, but there is no Java: expected java on the PATH, or JAVA_HOME; Spark 4 needs 17 or 21")
-    session = active or _start(SparkSession.builder, settings, spill)
+    session = active
+    if session is None:
+        builder = SparkSession.builder.config("spark.local.dir", str(spill))
+        for name, value in context_options(settings).items():
+            builder = builder.config(name, value)
+        session = builder.getOrCreate()
     own = session.newSession()
-    for name, value in _session_options(settings).items():
+    for name, value in session_options(settings).items():
         own.conf.set(name, value)
     return own, active is None
 
 
-def _start(builder: Any, settings: SparkSettings, spill: Path) -> Any:
+def context_options(settings: SparkSettings) -> dict[str, str]:
+    """What Spark is started with; `settings.options` have the last word."""
     options = {
+        "spark.app.name": "longtrail",
+        "spark.master": settings.master,
         "spark.driver.memory": settings.driver_memory,
         "spark.executor.memory": settings.executor_memory,
-        "spark.local.dir": str(spill),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",
     }
     if settings.master.startswith("local"):
         options |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
-    builder = builder.appName("longtrail").master(settings.master)
-    for name, value in (options | settings.options).items():
-        builder = builder.config(name, value)
-    return builder.getOrCreate()
+    return options | settings.options
 
 
-def _session_options(settings: SparkSettings) -> dict[str, str]:
+def session_options(settings: SparkSettings) -> dict[str, str]:
+    """What every session of ours is set to, so that its answers are DuckDB's."""
     return {
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.ansi.enabled": "true",  # a number that does not fit is an error, or null with TRY_CAST: as DuckDB has it

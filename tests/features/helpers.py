@@ -15,19 +15,20 @@ ONLINE_LENGTH = 7  # fewer than a toy user has, so that trimming is seen
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
-def write_params(path: Path, *, split: dict[str, Any] | None = None, **features: Any) -> Path:
-    """The project's params.yaml with other settings in `features` and `split`."""
+def write_params(path: Path, *, split: dict[str, Any] | None = None, ingest: dict[str, Any] | None = None, **features: Any) -> Path:
+    """The project's params.yaml with other settings in `features`, `split` and `ingest`."""
     values = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     values["features"] |= features
     values["split"] |= split or {}
+    values["ingest"] |= ingest or {}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
 
 
-def build(tables: Path, folder: Path, *, split: dict[str, Any] | None = None, **features: Any) -> Path:
+def build(tables: Path, folder: Path, *, split: dict[str, Any] | None = None, ingest: dict[str, Any] | None = None, **features: Any) -> Path:
     """Run the step as it stands; returns the features folder."""
     write_json(folder / "validation" / "result.json", {"success": True, "expectations": []})
-    build_features(tables, folder / "validation", write_params(folder / "params.yaml", split=split, **features), folder / "features")
+    build_features(tables, folder / "validation", write_params(folder / "params.yaml", split=split, ingest=ingest, **features), folder / "features")
     return folder / "features"
 
 

@@ -15,7 +15,8 @@ from features.definitions import CLOCK, COUNTED, RANKING, RETRIEVAL
 from features.point_in_time import PointInTime
 from features.repository import FeatureStoreError, apply, open_repository, quiet_feast, write_repository
 from features.sources import COUNTS, duckdb_session, write_cumulative, write_histories
-from longtrail.config import FeatureSettings
+from longtrail.config import FeatureSettings, IngestSettings
+from longtrail.engines import open_engine
 from longtrail.history import HistoryStore, build_history
 from tests.features.helpers import write_events, write_impressions
 
@@ -29,6 +30,7 @@ class Log:
     def __init__(self, folder: Path) -> None:
         self.tables, self.feast = folder / "tables", folder / "feast"
         self.history = folder / "history"
+        self.engine = open_engine(folder / "engine", IngestSettings(memory_limit="500MB", threads=1))
         self.write([(1, 1, T0, T0)], [(1, 1, T0, T0, 1)])
         write_repository(self.feast, "property", FeatureSettings())
         apply(self.feast, 100)
@@ -38,9 +40,9 @@ class Log:
         write_events(self.tables, events)
         write_impressions(self.tables, impressions)
         store = build_history(self.tables / "interactions.parquet", self.history, users=USERS, actions=["view"])
+        for view in COUNTS:
+            write_cumulative(self.engine, view, self.tables, self.source(view))
         with duckdb_session("500MB", 1, self.tables / "spill") as connection:
-            for view in COUNTS:
-                write_cumulative(connection, view, self.tables, self.source(view))
             write_histories(connection, store, self.source(CLOCK), 100, self.source("user_history"))
         return store
 
