@@ -12,6 +12,8 @@ import pytest
 
 from benchmarks.serving.load import Taken, at_rate, in_sequence
 from benchmarks.serving.report import chart, table
+from benchmarks.serving.swap import Asked, timeline
+from benchmarks.serving.swap import table as swap_table
 
 
 class Stalling(BaseHTTPRequestHandler):
@@ -75,3 +77,19 @@ def test_table_and_chart(tmp_path: Path) -> None:
     assert lines[-1] == "| empty | – | – | 200 | 20 a second | 0 | – | – | – | 0 | 9 |"
     chart(rows, tmp_path / "chart.svg")
     assert (tmp_path / "chart.svg").read_text().startswith("<?xml")
+
+
+def test_a_swap_is_read_from_what_clients_saw() -> None:
+    """One list a second from 0; the swap is told at 2.5, the old model's last answer comes at 5.1, the new one's first, late, at 6.9."""
+    lists = [Asked(path="/rank", due=due, answered=due + 0.1, status=200, model="sam") for due in (0.0, 1.0, 2.0, 3.0, 5.0)]
+    lists.append(Asked(path="/rank", due=4.0, answered=4.2, status=200, fallback="store slow"))
+    lists += [Asked(path="/rank", due=6.0, answered=6.9, status=200, model="ifa"), Asked(path="/rank", due=7.0, answered=7.1, status=503)]
+    events = [Asked(path="/events", due=5.0, answered=6.5, status=200), Asked(path="/events", due=0.5, answered=0.6, status=200)]
+    found = timeline([*lists, *events], 2.5)
+    assert (found["first_answer_s"], found["last_old_answer_s"], found["failed"]) == pytest.approx((4.4, 2.6, 1))
+    assert found["fallbacks"] == {"store slow": 1} and found["lists"]["during"]["requests"] == 3
+    assert found["lists"]["during"]["max_ms"] == pytest.approx(200) and found["lists"]["after"]["max_ms"] == pytest.approx(900)
+    assert found["events"]["during"]["max_ms"] == pytest.approx(1_500) and found["events"]["after"] == {"requests": 0}
+    assert "| events during | 1 | 1500.0 | 1500.0 | 1500.0 |" in swap_table(found) and "| events after | 0 | – | – | – |" in swap_table(found)
+    with pytest.raises(SystemExit, match="expected some of both"):
+        timeline(lists[:3], 2.5)

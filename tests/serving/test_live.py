@@ -38,7 +38,7 @@ ARMS = {
     "popular": {"model": "incumbent", "share": 0.5, "policy": {"kind": "plackett_luce", "temperature": 0.2}},
 }
 EXPERIMENT = {"arms": ARMS, "salt": "proof", "shadow": {"model": "incumbent"}}
-CLIENTS, VISITS, PLACES, CANDIDATES = 500, 2, 6, 40
+CLIENTS, VISITS, PLACES, CANDIDATES = 500, 1, 6, 40
 WORLD = WorldDataset(users=CLIENTS, items=CANDIDATES, categories=6, click_logit=-1.5, seed=3)
 
 
