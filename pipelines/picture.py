@@ -56,13 +56,15 @@ def graph(config: Config) -> tuple[dict[str, str], list[Edge]]:
                     sources[key] = origin(dag, output["producerTask"], output["outputArtifactKey"])
             component, title = components[task["componentRef"]["name"]], task["taskInfo"]["name"]
             if "dag" in component:
-                walk(component["dag"], sources, f"for each of the {title}" if "parameterIterator" in task else f"if {title}")
+                loop, condition = "parameterIterator" in task, task.get("triggerPolicy", {}).get("condition")
+                walk(component["dag"], sources, f"for each of the {title}" if loop else f"if {title}" if condition else subject)
             else:
                 steps[name.replace("-", "_")] = subject
                 edges.update((producer.replace("-", "_"), name.replace("-", "_"), artifact) for producer, artifact in sources.values())
 
     walk(spec["root"]["dag"], {}, "")
     order = {step: place for place, step in enumerate(SECTIONS)}
+    edges = {edge for edge in edges if edge[1] in order}  # not what serves Kubeflow alone: look, publish, report
     return {step: steps[step] for step in SECTIONS}, sorted(edges, key=lambda edge: (order[edge[0]], order[edge[1]], edge[2]))
 
 

@@ -1,6 +1,7 @@
 """What the raw log looks like now, without reading it: what DVC and Kubeflow cannot see of a source that is only named by its path."""
 
 import hashlib
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,14 @@ def fingerprint(source: str) -> str:
 
 
 def _remote(source: str) -> str:
-    import fsspec  # only where it is needed
+    from components.remote import answering, locate
 
-    store, place = fsspec.core.url_to_fs(source, use_listings_cache=False)
-    found: dict[str, dict[str, Any]]
-    if "*" in place or "?" in place:
-        found = store.glob(place, detail=True)
-    elif store.isfile(place):
-        found = {place: store.info(place)}
-    else:
-        found = store.find(place, detail=True)
+    store, place = locate(source, error=DatasetError)
+    with answering(f"dataset.source {source}", error=DatasetError):
+        if has_magic(place):
+            found: dict[str, dict[str, Any]] = store.glob(place, detail=True)
+        else:
+            found = {place: store.info(place)} if store.isfile(place) else store.find(place, detail=True)
     if not found:
         raise DatasetError(f"dataset.source {source}: nothing is there; expected a file, a folder or a glob of files")
     lines = ((name, info["size"], info.get("ETag") or info.get("LastModified") or info.get("mtime")) for name, info in sorted(found.items()))
@@ -43,6 +42,16 @@ def _remote(source: str) -> str:
 
 
 def state(dataset: Any) -> str:
-    """SHA-256 of what `dataset` (the settings) names now; equal as long as nothing was added or changed. Empty for data that cannot change."""
-    listed = fingerprint(getattr(dataset, "source", ""))
+    """SHA-256 of what `dataset` (the settings) names now; equal as long as nothing was added or changed. Empty for data that cannot change.
+
+    Of a DVC repository it is the commit that `revision` means now, since a branch moves. Raises DatasetError where that, or an address, is not there.
+    """
+    repo, revision = getattr(dataset, "repo", None), getattr(dataset, "revision", None)
+    if repo is not None and revision is not None:
+        from components.source import pinned_commit  # DVC takes seconds
+
+        listed = pinned_commit(repo, revision)
+    else:
+        named = (getattr(dataset, name, None) for name in ("source", "events", "candidates"))
+        listed = "".join(fingerprint(value) for value in named if isinstance(value, str))
     return hashlib.sha256(listed.encode()).hexdigest() if listed else ""

@@ -49,17 +49,20 @@ def settings_map(config: Config, name: str) -> Manifest:
 
 def resources(config: Config) -> Manifest:
     """Of one machine. The GPUs of a training step are one process each."""
-    cluster = config.cluster
-    limits: Manifest = {"cpu": cluster.cpu, "memory": cluster.memory} | ({cluster.gpu_type: cluster.gpus} if cluster.gpus else {})
+    wanted = config.cluster.of("train")
+    limits: Manifest = {"cpu": wanted.cpu, "memory": wanted.memory} | ({wanted.gpu_type: wanted.gpus} if wanted.gpus else {})
     return {"requests": dict(limits), "limits": limits}
 
 
 def pod(config: Config, name: str, container: str) -> Manifest:
     """The pod of one machine, restricted, as both kinds of job use it."""
+    wanted = config.cluster.of("train")
     mounts = {"settings": SETTINGS, "data": DATA, "tmp": "/tmp", "shared-memory": "/dev/shm"}
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        **({"nodeSelector": wanted.node_selector} if wanted.node_selector else {}),
+        **({"tolerations": [toleration.model_dump(exclude_none=True) for toleration in wanted.tolerations]} if wanted.tolerations else {}),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
@@ -71,7 +74,7 @@ def pod(config: Config, name: str, container: str) -> Manifest:
         "containers": [
             {
                 "name": container,
-                "image": config.cluster.image,
+                "image": wanted.image,
                 "command": command(name),
                 "env": [{"name": "HOME", "value": "/tmp"}],
                 "resources": resources(config),
@@ -115,10 +118,10 @@ def train_job(config: Config, name: str) -> list[Manifest]:
         "spec": {
             "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": own},
             "trainer": {
-                "image": cluster.image,
+                "image": cluster.of("train").image,
                 "command": command(name),
                 "numNodes": cluster.nodes,
-                "numProcPerNode": max(cluster.gpus, 1),
+                "numProcPerNode": max(cluster.of("train").gpus, 1),
                 "resourcesPerNode": resources(config),
             },
         },
@@ -139,7 +142,7 @@ def pytorch_job(config: Config, name: str) -> list[Manifest]:
         "kind": "PyTorchJob",
         "metadata": {"name": f"train-{label(name)}"},
         "spec": {
-            "nprocPerNode": str(max(cluster.gpus, 1)),
+            "nprocPerNode": str(max(cluster.of("train").gpus, 1)),
             "runPolicy": {"backoffLimit": cluster.retries, "cleanPodPolicy": "None"},
             "pytorchReplicaSpecs": {"Master": replicas(1)} | ({"Worker": replicas(cluster.nodes - 1)} if cluster.nodes > 1 else {}),
         },

@@ -74,6 +74,22 @@ def test_machines_and_processes_are_those_of_the_settings(tmp_path: Path) -> Non
     assert alone["nprocPerNode"] == "1" and list(alone["pytorchReplicaSpecs"]) == ["Master"]
 
 
+@pytest.mark.parametrize("kind", Kind)
+def test_what_the_training_step_asks_for_the_job_asks_for(kind: Kind, tmp_path: Path) -> None:
+    own = {"memory": "64G", "gpus": 4, "node_selector": {"gpu": "h200"}, "tolerations": [{"key": "gpu", "operator": "Exists"}], "image": "other:1"}
+    found = manifests(tmp_path, kind, steps={"train": own})
+    for manifest in found.values():
+        check(manifest)
+    for template in templates(found):
+        (container,) = template["spec"]["containers"]
+        assert container["resources"]["limits"] == {"cpu": "8", "memory": "64G", "nvidia.com/gpu": 4} and container["image"] == "other:1"
+        assert template["spec"]["nodeSelector"] == {"gpu": "h200"} and template["spec"]["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+        check_template(template)
+    assert "4" in str(
+        found["TrainJob"]["spec"]["trainer"]["numProcPerNode"] if kind is Kind.TRAIN_JOB else found["PyTorchJob"]["spec"]["nprocPerNode"]
+    )
+
+
 def test_the_job_trains_as_the_pipeline_s_step_does(tmp_path: Path) -> None:
     """The same image and the same settings; what the job's params.yaml leaves out is not read by the step."""
     found = manifests(tmp_path, Kind.TRAIN_JOB)
