@@ -1,22 +1,28 @@
-"""The whole pipeline on a slice of real ratings, as `make run` runs it; what came out is looked at."""
+"""The whole pipeline on a slice of real ratings, by `make run` and by Kubeflow's local runner; what came out is looked at, and compared."""
 
 import html
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from kfp import local
 
+from longtrail.config import parse_config
 from longtrail.examples import FeatureSet
 from longtrail.files import hash_path, read_json
 from longtrail.models.store import load_model
+from pipelines.kubeflow import build
 from tests.end_to_end.conftest import USERS, commit, environment, git, run
+from tests.end_to_end.equal import differences, of_build, of_kubeflow
 
 pytestmark = pytest.mark.timeout(900)
 MODELS = ("popular_items", "markov", "sasrec", "popularity", "click_rate", "din", "sam", "ifa")
@@ -24,8 +30,68 @@ MODELS = ("popular_items", "markov", "sasrec", "popularity", "click_rate", "din"
 
 @pytest.fixture(scope="module")
 def said(project: Path) -> str:
-    """What the first run printed."""
-    return run(project, "pipelines.local")
+    """What the first run printed. Its outputs are kept in kept/, whatever later tests do to them."""
+    printed = run(project, "pipelines.local")
+    for folder in ("tables", "features", "models", "evaluations"):
+        shutil.copytree(project / "build" / folder, project.parent / "kept" / folder)
+    return printed
+
+
+@pytest.fixture(scope="module")
+def kubeflow(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifacts of Kubeflow's compiled pipeline, run here. Few models: the loop, the gate and the condition are what is looked at."""
+    values = settings | {"pipeline": {"models": ["popular_items", "popularity", "din"]}, "ab_test": {"rounds": 40, "max_weight_share": 1.0}}
+    folder = tmp_path_factory.mktemp("kubeflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder), raise_on_error=True)
+        build(parse_config(values))()
+    return folder
+
+
+def only(root: Path, name: str) -> Path:
+    (found,) = {path.parent for path in root.rglob(name)}
+    return found
+
+
+def test_kubeflow_runs_to_the_end(kubeflow: Path) -> None:
+    assert read_json(only(kubeflow, "result.json") / "result.json")["success"]
+    assert len({p for p in kubeflow.rglob("evaluation.json") if "evaluation" in p.parent.name}) == 3
+    champion = only(kubeflow, "selection.json")
+    assert read_json(champion / "selection.json")["ranker"]["name"] == "din"
+    assert (champion / "retriever" / "model.safetensors").is_file()
+    assert list(kubeflow.rglob("report.json"))
+    (report,) = kubeflow.glob("*/report/page")
+    assert "succeeded" in report.read_text()
+
+
+def test_kubeflow_packages_by_the_verdict(kubeflow: Path) -> None:
+    verdict = read_json(only(kubeflow, "report.json") / "report.json")["verdict"]
+    packaged = any(p.name == "bento.yaml" for p in kubeflow.rglob("bento.yaml"))
+    assert packaged == (verdict == "win")
+
+
+def test_kubeflow_s_figures_are_those_of_the_evaluation(kubeflow: Path) -> None:
+    """The ROC curve that its page draws is of real scores: its area is the AUC."""
+    for told in kubeflow.rglob("executor_output.json"):
+        artifacts = read_json(told).get("artifacts", {})
+        if "classification" in artifacts:
+            (shown,) = artifacts["classification"]["artifacts"]
+            (figures,) = artifacts["metrics"]["artifacts"]
+            points = shown["metadata"].get("confidenceMetrics", [])
+            assert bool(points) == ("test.auc" in figures["metadata"])
+            if points:
+                area = np.trapezoid([p["recall"] for p in points], [p["falsePositiveRate"] for p in points])
+                assert abs(area - figures["metadata"]["test.auc"]) < 0.01
+
+
+def test_both_write_the_same(said: str, project: Path, kubeflow: Path) -> None:
+    """Data and features byte for byte; weights and metrics of the models that both trained, within a tolerance."""
+    by_dvc, by_kubeflow = of_build(project.parent / "kept"), of_kubeflow(kubeflow)
+    both = sorted((by_dvc.keys() & by_kubeflow.keys()) - {"champion", "report", "bento"})  # they chose among other models
+    models = ("popular_items", "popularity", "din")
+    assert both == sorted(["tables", "features", *(f"{kind} {name}" for kind in ("model", "evaluation") for name in models)])
+    assert differences({name: by_dvc[name] for name in both}, {name: by_kubeflow[name] for name in both}) == []
 
 
 def test_the_tables_hold_every_rating(said: str, project: Path, movielens_slice: Path) -> None:
