@@ -40,7 +40,7 @@ LABEL org.opencontainers.image.title="Longtrail: data" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${GIT_COMMIT}"
 ENV PATH=/venv/bin:$PATH PYTHONPATH=/longtrail PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib \
-    FEAST_USAGE=False LONGTRAIL_COMMIT=${GIT_COMMIT}
+    FEAST_USAGE=False DVC_NO_ANALYTICS=1 DVC_SITE_CACHE_DIR=/tmp/dvc LONGTRAIL_COMMIT=${GIT_COMMIT}
 COPY --from=build-data /venv /venv
 COPY longtrail /longtrail/longtrail
 COPY components /longtrail/components
@@ -77,7 +77,7 @@ LABEL org.opencontainers.image.title="Longtrail: every step" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${GIT_COMMIT}"
 ENV PATH=/venv/bin:$PATH PYTHONPATH=/longtrail PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib \
-    NUMBA_CACHE_DIR=/tmp/numba FEAST_USAGE=False BENTOML_DO_NOT_TRACK=True DVC_NO_ANALYTICS=1 LONGTRAIL_COMMIT=${GIT_COMMIT}
+    NUMBA_CACHE_DIR=/tmp/numba FEAST_USAGE=False BENTOML_DO_NOT_TRACK=True DVC_NO_ANALYTICS=1 DVC_SITE_CACHE_DIR=/tmp/dvc LONGTRAIL_COMMIT=${GIT_COMMIT}
 COPY --from=build-train /venv /venv
 COPY longtrail /longtrail/longtrail
 COPY components /longtrail/components
