@@ -1,6 +1,7 @@
 """A model that goes on from the newest days, beside the same model as it was and one trained again from nothing. Quality and cost, on real data.
 
     python -m benchmarks.incremental                                    # MovieLens-1M, about half an hour on 2 cores
+    python -m benchmarks.incremental --users 1500 --models din          # a quarter of its users, minutes on one core
     python -m benchmarks.incremental --source ml-100k --models sasrec
 
 A log is cut at an instant: the model before it was trained on what had happened by then (`as it was`). Then more of the log comes. `goes on` learns
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import typer
@@ -48,6 +50,8 @@ def incremental(
     source: Annotated[str, typer.Option(help="MovieLens: a variant or its zip")] = "../shared/data/ml-1m.zip",
     models: Annotated[list[str] | None, typer.Option(help="of those above; default: all")] = None,
     cut: Annotated[float, typer.Option(help="share of the log that the first model knows; the step of one update is what comes until 0.8")] = 0.75,
+    users: Annotated[int | None, typer.Option(help="keep so many of the log's users, drawn at random; default: all")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
     out: Annotated[Path, typer.Option()] = Path("build/benchmarks/incremental.json"),
 ) -> None:
     """Train, go on, train again; print what each costs and is worth."""
@@ -56,14 +60,17 @@ def incremental(
         params.write_text(yaml.safe_dump({"dataset": {"kind": "movielens", "source": source}}), encoding="utf-8")
         ingest(params, Path(scratch) / "tables")
         events = _events(Path(scratch) / "tables")
+        if users is not None:
+            drawn = np.random.default_rng(0).permutation(events["user"].unique())[:users]
+            events = events[events["user"].isin(drawn)]
         # A tenth of what the first model is given is for choosing its epochs, as in the whole log.
         early = events[events["timestamp"] < events["timestamp"].quantile(cut / 0.9, interpolation="nearest")]
         first = _features(Path(scratch) / "first", early, {"valid_share": 0.1, "test_share": 0.001})
         whole = _features(Path(scratch) / "whole", events, {"valid_share": 0.1, "test_share": 0.1})
-        rows = [row for name in models or yaml.safe_load(MODELS) for row in _compare(name, first, whole)]
+        rows = [row for name in models or yaml.safe_load(MODELS) for row in _compare(name, first, whole, TrainingSettings(threads=threads))]
     machine = f"{platform.machine()}, {platform.processor() or 'CPU'}"
     made = datetime.now(UTC).isoformat(timespec="minutes")
-    write_json(out, {"made": made, "commit": git_commit(), "machine": machine, "source": source, "rows": rows})
+    write_json(out, {"made": made, "commit": git_commit(), "machine": machine, "source": source, "users": users, "rows": rows})
     typer.echo(pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.4f}"))
 
 
@@ -96,7 +103,7 @@ def _events(tables: Path) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _compare(name: str, first: Path, whole: Path) -> list[dict[str, Any]]:
+def _compare(name: str, first: Path, whole: Path, training: TrainingSettings) -> list[dict[str, Any]]:
     """A row for each of the three ways to have a model of today."""
     from longtrail.examples import FeatureSet
     from longtrail.models.registry import build_model
@@ -106,7 +113,7 @@ def _compare(name: str, first: Path, whole: Path) -> list[dict[str, Any]]:
 
     model = TypeAdapter(Model).validate_python(yaml.safe_load(MODELS)[name])
     early, late = FeatureSet.open(first), FeatureSet.open(whole)
-    training, rows = TrainingSettings(), []
+    rows: list[dict[str, Any]] = []
 
     def loaded(module: Any, features: FeatureSet) -> LoadedModel:
         card = ModelCard(name=name, settings=model, sizes=features.sizes, actions=features.actions, prior_click_rate=features.prior_click_rate)

@@ -26,7 +26,13 @@ class TrainingSettings(Settings):
 
     seed: int = 0
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: Positive = 1
+    devices: Positive = Field(1, description="GPUs of this machine that share the work of each step: the batch is cut, not multiplied")
+    accumulate: Positive = Field(
+        1, description="pieces that each device cuts its share of a batch into, one after the other: the same step in less memory, and slower"
+    )
+    checkpoint_steps: Positive | None = Field(
+        None, description="steps after which a resume file is written within an epoch too, for epochs of hours; null: after each epoch only"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 elsewhere")
     gradient_clip: PositiveFloat = 1.0
     threads: Positive = Field(2, description="CPU threads")

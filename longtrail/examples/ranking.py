@@ -6,6 +6,7 @@ B requests, L history, C candidates, R requests of a split, E rows (examples) of
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -39,6 +40,7 @@ class RankingBatch:
     times_B: Tensor  # int64 [B], UTC µs
     requests_B: Tensor  # int64 [B], index of the request in the split
     rows_BC: Tensor  # int64 [B, C], row of the example in the split, -1 in padded places and for sampled candidates
+    step_click_rate: float | None = None  # of a piece: the share of clicks among what was exposed in the whole step
 
     @property
     def exposed(self) -> Tensor:
@@ -47,7 +49,12 @@ class RankingBatch:
 
     def to(self, device: torch.device | str) -> Self:
         """The batch with every tensor on `device`."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "step_click_rate"})
+
+    def blank(self) -> Self:
+        """The batch without candidates: it has no say in a loss, a gradient or a statistic."""
+        lengths_B = torch.zeros_like(self.candidates.lengths_B)
+        return replace(self, candidates=replace(self.candidates, lengths_B=lengths_B), rows_BC=torch.full_like(self.rows_BC, -1))
 
 
 class RankingBatches:
@@ -125,6 +132,24 @@ class RankingBatches:
 
     def __getitem__(self, index: int) -> RankingBatch:
         return self.make(self._plan[index])
+
+    def piece(self, index: int, piece: int, pieces: int) -> RankingBatch:
+        """Every `pieces`-th request of the index-th batch, from the `piece`-th on; blank where there is none."""
+        requests_B = self._plan[index]
+        if pieces == 1:
+            return self.make(requests_B)
+        own_B = requests_B[piece::pieces]
+        if len(own_B) == 0:
+            return self.make(requests_B[:1]).blank()
+        return replace(self.make(own_B), step_click_rate=self._click_rate(requests_B))
+
+    def _click_rate(self, requests_B: Ints) -> float:
+        return float(self._clicks[requests_B].sum() / self._widths_R[requests_B].sum())
+
+    @cached_property
+    def _clicks(self) -> Ints:
+        """[R], of each request."""
+        return np.add.reduceat((self._clicks_E > 0).astype(np.int64), self.starts_R1[:-1])
 
     def make(self, requests_B: Ints) -> RankingBatch:
         """The batch of the given requests (indices into the split), in that order."""

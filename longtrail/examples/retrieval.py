@@ -38,6 +38,10 @@ class SequenceBatch:
         """The batch with every tensor on `device`."""
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
+    def blank(self) -> Self:
+        """The batch without targets: it has no say in a loss or a gradient."""
+        return replace(self, targets_BL=torch.zeros_like(self.targets_BL), first_targets_B=torch.zeros_like(self.first_targets_B))
+
 
 class SequenceBatches:
     """The training period's histories cut into windows of at most `max_history` inputs, in batches of at most `batch_size` windows.
@@ -91,6 +95,11 @@ class SequenceBatches:
 
     def __getitem__(self, index: int) -> SequenceBatch:
         return self.make(self._plan[index])
+
+    def piece(self, index: int, piece: int, pieces: int) -> SequenceBatch:
+        """Every `pieces`-th window of the index-th batch, from the `piece`-th on; blank where there is none."""
+        own_B = self._plan[index][piece::pieces]
+        return self.make(own_B) if len(own_B) else self.make(self._plan[index][:1]).blank()
 
     def make(self, windows_B: Ints) -> SequenceBatch:
         """The batch of the given windows, in that order."""

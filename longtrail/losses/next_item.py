@@ -21,6 +21,13 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+def mean_over(pairs: Pairs, settings: EncoderSettings) -> int:
+    """How many things `next_item_loss` is the mean of: windows with a target for LambdaRank, which makes a list of each; else targets."""
+    if settings.loss != "lambdarank" or len(pairs.windows_T) == 0:
+        return len(pairs.targets_T)
+    return 1 + int(pairs.windows_T.diff().count_nonzero())
+
+
 def next_item_loss(pairs: Pairs, items: ItemEmbedding, settings: EncoderSettings) -> Tensor:
     """The loss that `settings.loss` names, of what an encoder's `training_pairs` gave."""
     return LOSSES[settings.loss](pairs, items, settings)

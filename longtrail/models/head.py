@@ -2,13 +2,14 @@
 
 Not published for SAM; the choice is that of the baseline code its authors name (MIMN): BatchNorm → 200 → PReLU → 80 → PReLU → 1 over
 [query ; what was read ; statistics]. SAM's own BatchNorm over its output (eps 1e-3) and the head's are one layer here: two in a row are one.
-Its statistics are taken over the real candidates of a whole batch of requests, never over padding, and it must be in eval mode when serving.
+Its statistics are taken over the real candidates of a whole batch of requests, on all processes that train together, never over padding, and it must
+be in eval mode when serving.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from longtrail.statistics import ITEM_FEATURES, USER_FEATURES
 
@@ -35,13 +36,24 @@ class MaskedBatchNorm(nn.Module):
         return x_BCX * gain_X + (self.shift - mean_X * gain_X)
 
     def _statistics(self, x_BCX: Tensor, mask_BC1: Tensor) -> tuple[Tensor, Tensor]:
-        count = mask_BC1.sum().clamp(min=1)
-        mean_X = x_BCX.masked_fill(~mask_BC1, 0).sum((0, 1)) / count
-        variance_X = (x_BCX - mean_X).masked_fill(~mask_BC1, 0).square().sum((0, 1)) / count
+        real = _total(mask_BC1.sum())
+        count = real.clamp(min=1)
+        mean_X = _total(x_BCX.masked_fill(~mask_BC1, 0).sum((0, 1))) / count
+        variance_X = _total((x_BCX - mean_X).masked_fill(~mask_BC1, 0).square().sum((0, 1))) / count
         with torch.no_grad():
-            self.mean.lerp_(mean_X, self.momentum)
-            self.variance.lerp_(variance_X * (count / (count - 1).clamp(min=1)), self.momentum)
+            momentum = self.momentum * (real > 0).to(mean_X.dtype)  # a batch without candidates says nothing
+            self.mean.lerp_(mean_X, momentum)
+            self.variance.lerp_(variance_X * (count / (count - 1).clamp(min=1)), momentum)
         return mean_X, variance_X
+
+
+def _total(x: Tensor) -> Tensor:
+    """The sum of `x` over all processes that train together; gradients are summed the same way."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return x
+    from torch.distributed.nn.functional import all_reduce  # not at the top: what serves needs none of it
+
+    return all_reduce(x)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class Head(nn.Module):

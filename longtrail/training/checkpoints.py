@@ -1,7 +1,7 @@
 """What a killed run leaves behind, so that the next one ends with the very same weights.
 
-One file an epoch, written whole or not at all: safetensors for every tensor and JSON in its header for the rest. No pickle: reading it runs
-no code.
+One file, written anew after each epoch and, where settings say so, within epochs; whole or not at all. safetensors for every tensor and JSON in its
+header for the rest. No pickle: reading it runs no code.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longtrail.files import atomic_file
 
-FORMAT = 1  # in every fingerprint: a file written by another layout of this module is never picked up
+FORMAT = 2  # in every fingerprint: a file written by another layout of this module is never picked up
 STATE_FILE = "state.safetensors"
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,11 @@ Row = dict[str, float]  # one row of the learning curve: epoch (from 1), train_l
 
 @dataclass(kw_only=True)
 class Progress:
-    """Where a training run stands after `epochs` whole epochs."""
+    """Where a training run stands after `epochs` whole epochs and `step` steps of the next one."""
 
     epochs: int = 0
+    step: int = 0
+    loss: tuple[float, float] = (0.0, 0.0)  # of those steps: Σ loss · weight, Σ weight
     waited: int = 0  # epochs since the best one
     best_value: float | None = None
     best_epoch: int = 0
@@ -45,7 +47,7 @@ class Progress:
         return self.best_value is not None and self.waited >= patience
 
     def facts(self) -> dict[str, Any]:
-        names = ("epochs", "waited", "best_value", "best_epoch", "curve")
+        names = ("epochs", "step", "loss", "waited", "best_value", "best_epoch", "curve")
         return {name: getattr(self, name) for name in names}
 
 
@@ -91,6 +93,7 @@ class Checkpoint:
         for name, value in _below(tensors, "optimiser.").items():
             index, key = name.split(".", 1)
             optimiser.setdefault(int(index), {})[key] = value
+        facts["loss"] = tuple(facts["loss"])
         return Progress(**facts, best=_below(tensors, "best.")), _below(tensors, "model."), optimiser
 
     def remove(self) -> None:

@@ -18,12 +18,15 @@ from longtrail.training.checkpoints import Checkpoint, Progress, Row, fingerprin
 from longtrail.training.continuing import continue_from
 from longtrail.training.interactions import transition_counts
 from longtrail.training.learners import Learner, RankerLearner, RetrieverLearner
-from longtrail.training.loop import EpochKeeper, Report, Share, accelerator_of, make_trainer, reproducible, torchrun_shape
+from longtrail.training.loop import EpochKeeper, Report, accelerator_of, make_trainer, reproducible, torchrun_shape
 from longtrail.training.memory import freed_memory_is_kept
+from longtrail.training.pieces import Pieces
 from longtrail.training.starts import start
 
 RANKING_METRICS = ("auc", "gauc")  # those a ranker can be stopped by: larger is better
 RETRIEVAL_METRIC = "ndcg@10"
+
+ELSEWHERE = ("devices", "accumulate")  # settings of where and in what pieces a step is computed: a run may be resumed with others
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +82,7 @@ def train(
             return _fit_counts(module, features, settings, training, metric=metric, report=report)
         parts: dict[str, Any] = {
             "settings": settings.model_dump(mode="json"),
-            "training": training.model_dump(mode="json"),
+            "training": training.model_dump(mode="json", exclude=set(ELSEWHERE)),
             "data": data,
             "metric": metric,
             **({} if since is None else {"since": since}),
@@ -108,7 +111,7 @@ def _train_network(
     progress, weights, optimiser = found if found is not None else (Progress(), {}, {})
     learner = _learner(module, features, settings)
     if found is not None:
-        log.info("%s: resuming after epoch %d", name, progress.epochs)
+        log.info("%s: resuming after epoch %d%s", name, progress.epochs, f", step {progress.step}" if progress.step else "")
         module.load_state_dict(weights)
         learner.optimiser_state = optimiser
     elif previous is not None:
@@ -123,13 +126,22 @@ def _train_network(
     if epochs > 0 and not progress.exhausted(settings.patience):
         batches, valid = _training_batches(features, settings, training.seed, since), _validation_batches(features, settings, training)
         batches.set_epoch(progress.epochs)
+        pieces = Pieces(batches, accumulate=training.accumulate, first_step=progress.step)
         keeper = EpochKeeper(
-            progress, checkpoint, batches, metric=metric, patience=settings.patience, epochs=settings.max_epochs, seed=training.seed, report=report
+            progress,
+            checkpoint,
+            pieces,
+            metric=metric,
+            patience=settings.patience,
+            epochs=settings.max_epochs,
+            seed=training.seed,
+            report=report,
+            checkpoint_steps=training.checkpoint_steps,
         )
-        trainer = make_trainer(training, [keeper], epochs)
+        trainer = make_trainer(training, [keeper], epochs, first_is_shorter=progress.step > 0)
         log.info("%s: %s parameters, %d steps an epoch, %s", name, f"{sum(p.numel() for p in module.parameters()):,}", len(batches), _place(training))
         with freed_memory_is_kept():
-            trainer.fit(learner, Share(batches, trainer.global_rank, trainer.world_size), valid)
+            trainer.fit(learner, pieces.of(trainer.global_rank, trainer.world_size), valid)
     if progress.best:
         module.load_state_dict(progress.best)
     else:
@@ -160,7 +172,7 @@ def _fit_counts(module: Any, features: FeatureSet, settings: Any, training: Trai
     learner = _learner(module, features, settings)
     valid = _validation_batches(features, settings, training)
     if valid is not None:
-        make_trainer(training.model_copy(update={"devices": 1}), [], 1).validate(learner, valid, verbose=False)
+        make_trainer(training.model_copy(update={"devices": 1, "accumulate": 1}), [], 1).validate(learner, valid, verbose=False)
     row: Row = {"epoch": 0, **{f"valid_{key}": value for key, value in learner.metrics.items()}}
     if report is not None and is_main_process():
         report(row)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from longtrail.config import EncoderSettings, RankerSettings
 from longtrail.errors import LongtrailError
 from longtrail.examples import RankingBatch, SequenceBatch, TargetBatch
-from longtrail.losses import next_item_loss, ranking_loss
+from longtrail.losses import mean_over, next_item_loss, ranking_loss
 from longtrail.metrics import auc, gauc, log_loss, retrieval_metrics
 from longtrail.models.contracts import Watched, WithAuxiliary
 from longtrail.models.masks import padding_mask
@@ -29,7 +29,12 @@ class DivergedError(LongtrailError):
 
 
 class Learner(lightning.LightningModule):
-    """A model, its optimiser and its loss. `metrics` are those of the newest pass over the validation split."""
+    """A model, its optimiser and its loss. `metrics` are those of the newest pass over the validation split.
+
+    A step's loss is a mean over all that its batch holds. Where the batch is cut into pieces (several processes, accumulation), each piece's loss is
+    weighed by what it is the mean of, and the sum of gradients divided by the whole step's weight: that step is the step of the uncut batch, whatever
+    the sizes of the pieces. Lightning alone would average the means of the pieces.
+    """
 
     def __init__(self, model: nn.Module, settings: RankerSettings | EncoderSettings) -> None:
         super().__init__()
@@ -39,9 +44,11 @@ class Learner(lightning.LightningModule):
         self.metrics: dict[str, float] = {}
         self.examples = 0
         self.optimiser_state: Mapping[int, Mapping[str, Tensor]] = {}  # what a resumed training starts from
+        self.totals: tuple[float, float] = (0.0, 0.0)  # of this epoch's earlier part: Σ loss · weight, Σ weight
         self._losses: list[Tensor] = []
         self._weights: list[int] = []
-        self._checked = 0
+        self._checked = self._before = 0
+        self._step_weight = 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; weight decay spares biases, scales and the other vectors (our choice, as is usual)."""
@@ -60,23 +67,47 @@ class Learner(lightning.LightningModule):
         return batch.to(device)
 
     def on_train_epoch_start(self) -> None:
-        self._losses, self._weights, self._checked, self.examples = [], [], 0, 0
+        self._losses, self._weights, self._checked, self._before, self.examples, self._step_weight = [], [], 0, 0, 0, 0
+
+    @property
+    def pieces(self) -> int:
+        """Into how many a step's batch is cut, all processes counted."""
+        return 1 if self._trainer is None else self._trainer.world_size * self._trainer.accumulate_grad_batches
 
     def account(self, loss: Tensor, examples: int) -> Tensor:
-        """Remember a step's mean loss over its `examples`. Raises DivergedError."""
+        """Remember a piece's loss, the mean over its `examples`; what is to be differentiated. Raises DivergedError."""
         self._losses.append(loss.detach().float())
         self._weights.append(examples)
         self.examples += examples
         if len(self._losses) - self._checked >= _LOSSES_BETWEEN_CHECKS:
             self.check()
-        return loss
+        if self.pieces == 1:
+            return loss
+        self._step_weight += examples
+        return loss * examples
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """From the mean over pieces, which Lightning and DDP have made, of loss · weight to the mean over the whole step."""
+        if self.pieces == 1:
+            return
+        weight = self._over_processes(torch.tensor(self._step_weight, dtype=torch.float64))
+        self._step_weight = 0
+        torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], self.pieces / max(float(weight), 1.0))
+
+    def _over_processes(self, x: Tensor) -> Tensor:
+        """The sum of `x` over all processes."""
+        if self._trainer is None or self._trainer.world_size == 1:
+            return x
+        total: Tensor = self._trainer.strategy.reduce(x.to(self.device), reduce_op="sum")
+        return total.cpu()
 
     def check(self) -> None:
         """Raises DivergedError naming the first step of this epoch whose loss is not finite."""
         fresh = torch.stack(self._losses[self._checked :]) if len(self._losses) > self._checked else torch.zeros(1)
         bad = (~torch.isfinite(fresh)).nonzero()
         if len(bad):
-            step = self._checked + int(bad[0]) + 1
+            of_a_step = 1 if self._trainer is None else self._trainer.accumulate_grad_batches
+            step = (self._before + self._checked + int(bad[0])) // of_a_step + 1
             raise DivergedError(
                 f"epoch {self.epoch}, step {step}: the loss is {float(fresh[bad[0]]):g}; try a smaller learning_rate "
                 f"(now {self.settings.learning_rate:g}) or training.gradient_clip, training.precision: fp32 if it was bf16, "
@@ -85,10 +116,20 @@ class Learner(lightning.LightningModule):
         self._checked = len(self._losses)
 
     def train_loss(self) -> float:
-        """Mean loss of this epoch over its examples."""
-        if not self._losses:
-            return float("nan")
-        return float(np.average(torch.stack(self._losses).cpu().double().numpy(), weights=self._weights))
+        """Mean loss of this epoch over its examples, those of all processes."""
+        self.settle()
+        total, weight = self.totals
+        return total / weight if weight else float("nan")
+
+    def settle(self) -> None:
+        """Add what this process has accounted since to `totals`, which then are the same in all processes. Raises DivergedError."""
+        self.check()
+        losses = torch.stack(self._losses).cpu().double() if self._losses else torch.zeros(0, dtype=torch.float64)
+        weights = torch.tensor(self._weights, dtype=torch.float64)
+        total, weight = self._over_processes(torch.stack([(losses * weights).sum(), weights.sum()])).tolist()
+        self.totals = (self.totals[0] + total, self.totals[1] + weight)
+        self._before += len(self._losses)
+        self._losses, self._weights, self._checked = [], [], 0
 
     def on_validation_epoch_start(self) -> None:
         self.check()  # a model of NaNs is not worth a pass
@@ -106,8 +147,16 @@ class RankerLearner(Learner):
         exposed_BC, lengths_B = batch.exposed, batch.candidates.lengths_B
         model = self.model
         each = model.training_logits(batch.history, batch.candidates, batch.context) if isinstance(model, WithAuxiliary) else [self.logits(batch)]
-        losses = [ranking_loss(logits_BC, batch.clicks_BC, lengths_B, exposed_BC=exposed_BC, listwise=self.settings.listwise) for logits_BC in each]
+        listwise = self._listwise(batch)
+        losses = [ranking_loss(logits_BC, batch.clicks_BC, lengths_B, exposed_BC=exposed_BC, listwise=listwise) for logits_BC in each]
         return self.account(torch.stack(losses).sum(), int(exposed_BC.sum()))
+
+    def _listwise(self, batch: RankingBatch) -> float:
+        """Its weight. The listwise loss is a mean over clicks, but a piece is weighed by what was exposed: here the one is turned into the other."""
+        if not self.settings.listwise or not batch.step_click_rate:
+            return self.settings.listwise
+        exposed, clicks = int(batch.exposed.sum()), int((batch.exposed & (batch.clicks_BC > 0)).sum())
+        return self.settings.listwise * clicks / max(exposed, 1) / batch.step_click_rate
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -140,7 +189,7 @@ class RetrieverLearner(Learner):
 
     def training_step(self, batch: SequenceBatch, index: int) -> Tensor:
         pairs = self.model.training_pairs(batch)
-        return self.account(next_item_loss(pairs, self.model.items, self.settings), len(pairs.targets_T))
+        return self.account(next_item_loss(pairs, self.model.items, self.settings), mean_over(pairs, self.settings))
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()

@@ -5,88 +5,84 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed
 from tqdm import tqdm
 
 from longtrail.config import TrainingSettings
 from longtrail.errors import ConfigError
 from longtrail.training.checkpoints import Checkpoint, Progress, Row
 from longtrail.training.learners import Learner
+from longtrail.training.pieces import Pieces
 
 log = logging.getLogger(__name__)
 
 Report = Callable[[Row], None]
 
 
-class Batches(Protocol):
-    """A data source whose order is a pure function of its seed and the epoch."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-    def __len__(self) -> int: ...
-    def set_epoch(self, epoch: int) -> None: ...
-
-
-class Share:
-    """Process `rank`'s batches of `world`: every world-th one. All processes get the same number, so the last round may repeat batches of the first.
-
-    >>> [list(Share([10, 11, 12], rank, 2)) for rank in (0, 1)]
-    [[10, 12], [11, 10]]
-    """
-
-    def __init__(self, batches: Iterable[Any], rank: int, world: int) -> None:
-        self.batches, self.rank, self.world = batches, rank, world
-
-    def __len__(self) -> int:
-        return -(-len(self.batches) // self.world)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        first: list[Any] = []
-        count = 0
-        for count, batch in enumerate(self.batches, start=1):
-            if len(first) < self.world:
-                first.append(batch)
-            if (count - 1) % self.world == self.rank:
-                yield batch
-        if count and self.rank >= (count % self.world or self.world):
-            yield first[(self.rank - count % self.world) % len(first)]
-
-
 class EpochKeeper(Callback):
     """Seeds each epoch; after it, judges it, writes the resume file, reports a row of the curve and stops when patience is out.
 
-    Randomness inside an epoch (dropout, sampled negatives) depends on (seed, epoch) alone, so an epoch needs no memory of the ones before it
-    but the weights, the optimiser's state and the Progress.
+    Randomness inside an epoch (dropout, sampled negatives) depends on (seed, epoch, process) alone, so an epoch needs no memory of the ones before it
+    but the weights, the optimiser's state and the Progress. With `checkpoint_steps` a resume file is written after so many steps too, and randomness
+    starts anew there, so that the steps after it need no memory either.
     """
 
     def __init__(
         self,
         progress: Progress,
         checkpoint: Checkpoint | None,
-        batches: Batches,
+        pieces: Pieces,
         *,
         metric: str,
         patience: int,
         epochs: int,
         seed: int,
         report: Report | None,
+        checkpoint_steps: int | None = None,
     ) -> None:
-        self.progress, self.checkpoint, self.batches = progress, checkpoint, batches
+        self.progress, self.checkpoint, self.pieces, self.checkpoint_steps = progress, checkpoint, pieces, checkpoint_steps
         self.metric, self.patience, self.epochs, self.seed, self.report = metric, patience, epochs, seed, report
         self._began = 0.0
         self._trained = float("inf")
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The first process's buffers for all: afterwards each changes them as the others do, from statistics over all processes."""
+        for buffer in pl_module.buffers() if trainer.world_size > 1 else ():
+            distributed.broadcast(buffer, src=0)
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, Learner)
         pl_module.epoch = self.progress.epochs + 1
-        # Not only by the epoch: processes of one training must not draw the same dropout masks.
-        torch.manual_seed(_seed(self.seed, self.progress.epochs, trainer.global_rank))
+        pl_module.totals = self.progress.loss
+        self._first_step = self.progress.step
+        self._start_randomness(trainer)
         self._began, self._trained = time.perf_counter(), float("inf")
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, Learner)
+        steps, rest = divmod(batch_idx + 1, self.pieces.accumulate)
+        done = self._first_step + steps
+        if rest == 0 and self.checkpoint_steps is not None and done % self.checkpoint_steps == 0 and done < self.pieces.steps:
+            pl_module.settle()
+            self.progress.step, self.progress.loss = done, pl_module.totals
+            self._save(trainer, pl_module)
+            self._start_randomness(trainer)
+
+    def _start_randomness(self, trainer: lightning.Trainer) -> None:
+        # Not only by epoch and step: processes of one training must not draw the same dropout masks.
+        torch.manual_seed(_seed(self.seed, self.progress.epochs, trainer.global_rank, self.progress.step))
+
+    def _save(self, trainer: lightning.Trainer, learner: Learner) -> None:
+        if self.checkpoint is not None and trainer.is_global_zero:
+            self.checkpoint.save(self.progress, learner.model.state_dict(), trainer.optimizers[0].state_dict())
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._trained = time.perf_counter()
@@ -98,7 +94,7 @@ class EpochKeeper(Callback):
         # One process decides for all: were each to decide from its own rounding, one might stop and leave the others waiting.
         row: Row = trainer.strategy.broadcast({"train_loss": learner.train_loss(), **{f"valid_{k}": v for k, v in learner.metrics.items()}})
         progress = self.progress
-        progress.epochs += 1
+        progress.epochs, progress.step, progress.loss = progress.epochs + 1, 0, (0.0, 0.0)
         row = {"epoch": progress.epochs, **row}
         progress.curve.append(row)
         value = row.get(f"valid_{self.metric}", float("nan"))
@@ -107,12 +103,10 @@ class EpochKeeper(Callback):
             progress.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in learner.model.state_dict().items()}
         else:
             progress.waited += 1
-        self.batches.set_epoch(progress.epochs)  # the next one's
+        self.pieces.set_epoch(progress.epochs)  # the next one's
+        self._save(trainer, learner)
         if trainer.is_global_zero:
             self._tell(trainer, learner, row)
-            if self.checkpoint is not None:
-                optimiser = trainer.optimizers[0]
-                self.checkpoint.save(progress, learner.model.state_dict(), optimiser.state_dict())
             if self.report is not None:
                 self.report(row)
         if progress.exhausted(self.patience):
@@ -152,10 +146,10 @@ class Bar(Callback):
         self.bar.close()  # where there was no validation
 
 
-def _seed(seed: int, epoch: int, rank: int) -> int:
-    """One well-mixed 63-bit seed of three numbers."""
+def _seed(seed: int, epoch: int, rank: int, step: int) -> int:
+    """One well-mixed 63-bit seed of four numbers."""
     generator = torch.Generator().manual_seed(seed)
-    for number in (epoch, rank):
+    for number in (epoch, rank, step) if step else (epoch, rank):
         generator.manual_seed(int(torch.randint(2**62, (1,), generator=generator)) ^ number)
     return int(torch.randint(2**62, (1,), generator=generator))
 
@@ -190,17 +184,21 @@ def accelerator_of(training: TrainingSettings) -> tuple[str, int, str]:
     return "gpu" if on_gpu else "cpu", devices, "bf16-mixed" if bf16 else "32-true"
 
 
-def make_trainer(training: TrainingSettings, callbacks: Sequence[Callback], epochs: int) -> lightning.Trainer:
+def make_trainer(training: TrainingSettings, callbacks: Sequence[Callback], epochs: int, *, first_is_shorter: bool = False) -> lightning.Trainer:
+    """With `first_is_shorter` the trainer asks before each epoch how many batches there are: one that was resumed in the middle has fewer."""
     accelerator, devices, precision = accelerator_of(training)
     machines = (torchrun_shape() or (devices, 1))[1]
     return lightning.Trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=machines,
-        strategy="ddp" if devices * machines > 1 else "auto",
+        # By default DDP sends every buffer at every step: RecJPQ's codes are bytes an item. EpochKeeper sends them once.
+        strategy=DDPStrategy(broadcast_buffers=False) if devices * machines > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]
         max_epochs=epochs,
         gradient_clip_val=training.gradient_clip,
+        accumulate_grad_batches=training.accumulate,
+        reload_dataloaders_every_n_epochs=int(first_is_shorter),
         # Some GPU kernels have no deterministic form; a warning is then better than no model.
         deterministic=True if accelerator == "cpu" else "warn",
         callbacks=list(callbacks) + ([Bar()] if sys.stderr.isatty() else []),
