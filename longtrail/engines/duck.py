@@ -120,7 +120,10 @@ class DuckDBEngine:
         yield from self._engine.con.sql(self._engine.compile(rows)).to_arrow_reader(size)  # (Ibis 12's own calls what DuckDB 2 dropped)
 
     def write(self, rows: ir.Table, path: Path) -> None:
-        self.run(f"COPY ({self._engine.compile(rows)}) TO {literal(str(path))} (FORMAT parquet, COMPRESSION zstd)")
+        # A sum of BIGINTs is a HUGEINT, which Parquet has as a double; Ibis calls it an int64 all the same, and so drops our casts.
+        kinds = self._engine.compiler.type_mapper
+        typed = ", ".join(f"CAST({quoted(name)} AS {kinds.to_string(kind)}) AS {quoted(name)}" for name, kind in rows.schema().items())
+        self.run(f"COPY (SELECT {typed} FROM ({self._engine.compile(rows)})) TO {literal(str(path))} (FORMAT parquet, COMPRESSION zstd)")
 
     def disconnect(self) -> None:
         self._engine.disconnect()

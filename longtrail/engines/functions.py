@@ -34,7 +34,7 @@ SPARK = (
     r"WHEN contains(text, '_') THEN TRY_CAST(regexp_replace(text, r'(?<=[0-9])_(?=[0-9])', '') AS DOUBLE) "
     "ELSE TRY_CAST(text AS DOUBLE) END",
     "CREATE OR REPLACE TEMPORARY FUNCTION longtrail_microseconds(text STRING) RETURNS BIGINT RETURN "
-    f"CASE WHEN text RLIKE r'{_ISO}' THEN unix_micros(TRY_CAST({_WITH_SECONDS} AS TIMESTAMP)) END",
+    f"CASE WHEN lower(text) = 'epoch' THEN 0 WHEN text RLIKE r'{_ISO}' THEN unix_micros(TRY_CAST({_WITH_SECONDS} AS TIMESTAMP)) END",
 )
 
 

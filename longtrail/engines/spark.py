@@ -26,6 +26,7 @@ from longtrail.engines.functions import SPARK, define
 from longtrail.errors import ConfigError
 
 log = logging.getLogger(__name__)
+_MOMENT = pa.timestamp("us", tz="UTC")  # what Spark calls a timestamp
 _ROW_GROUP = 1 << 18  # rows
 _PATH = "regexp_replace(_metadata.file_path, '^file:/+', '/')"  # it begins with one slash or three
 
@@ -89,7 +90,7 @@ class SparkEngine:
         shutil.rmtree(folder)
 
     def write(self, rows: ir.Table, path: Path) -> None:
-        schema = rows.schema().to_pyarrow()
+        schema = pa.schema([(field.name, _MOMENT if pa.types.is_timestamp(field.type) else field.type) for field in rows.schema().to_pyarrow()])
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for batch in self.stream(rows, _ROW_GROUP):
                 writer.write_batch(batch.cast(schema), row_group_size=_ROW_GROUP)
