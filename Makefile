@@ -51,7 +51,7 @@ push: ## the images to a registry (REGISTRY=… TAG=…)
 test-images: $(VENV)/.ready ## build the images and run the pipeline in them (minutes; skipped, with the reason, where no engine starts)
 	@docker info >/dev/null 2>&1 || { command -v dockerd && command -v mmdebstrap; } >/dev/null || test "$$(id -u)" != 0 \
 		|| sh tools/apt.sh docker.io mmdebstrap || echo "docker.io and mmdebstrap are not here: the images will not be tested"
-	@LONGTRAIL_TEST_IMAGES=1 python -m pytest tests/images --timeout=1400 -rapP
+	@LONGTRAIL_TEST_IMAGES=1 python -m pytest tests/images --timeout=1400 -ra
 
 manifests: ## what `kubectl apply -k deploy/overlays/OVERLAY` would apply (OVERLAY=small)
 	@if command -v kustomize >/dev/null; then kustomize build deploy/overlays/$(OVERLAY); else kubectl kustomize deploy/overlays/$(OVERLAY); fi

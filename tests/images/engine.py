@@ -17,6 +17,7 @@ from tests.images.wheels import locked, needs_cuda
 BASE = "python:3.11-slim-bookworm"  # the Dockerfile's
 OWN_BASE = "longtrail-base:test"
 PACKAGES = "python3,python3-venv,git,ca-certificates"
+FIGURES: list[str] = []  # sizes and times, shown at the end
 SPACE = 15e9  # bytes; build stages and images took 9e9
 _DAEMON = "--bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false"
 _LOOK = "python3 -m venv /tmp/venv && /tmp/venv/bin/pip install --quiet --dry-run --ignore-installed --no-deps --report - "

@@ -21,7 +21,7 @@ import yaml
 
 from longtrail.config import parse_config
 from tests.end_to_end.equal import Outputs, differences, of_build, of_kubeflow
-from tests.images.engine import Engine, UnavailableError, engine
+from tests.images.engine import FIGURES, Engine, UnavailableError, engine
 from tests.images.wheels import from_outside, served, settings
 
 ROOT = Path(__file__).parents[2]
@@ -84,10 +84,8 @@ def base(docker: Engine, pip: dict[str, str]) -> str:
     return found
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository's tracked files to build and to run in, so that build/ is the test's own."""
-    folder = tmp_path_factory.mktemp("repository")
+def copy(folder: Path) -> Path:
+    """A copy of the repository's tracked files to build or to run in, with the settings above."""
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, files):
         if (ROOT / name).is_file():
@@ -95,6 +93,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copyfile(ROOT / name, folder / name)
     (folder / "params.yaml").write_text(yaml.safe_dump(SETTINGS, sort_keys=False))
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The context of the builds."""
+    return copy(tmp_path_factory.mktemp("repository"))
 
 
 def build(docker: Engine, place: Path, base: str, pip: dict[str, str], target: str) -> str:
@@ -107,7 +111,7 @@ def build(docker: Engine, place: Path, base: str, pip: dict[str, str], target: s
     if done.returncode and from_outside(f"{done.stdout[-1500:]}\n{done.stderr[-1500:]}"):
         pytest.skip(f"the build of {target} was cut off from outside: {done.stderr[-600:]}")
     assert done.returncode == 0, said
-    print(f"{target}: {describe(docker, f'longtrail-{target}:test')['Size'] / 1e6:,.0f} MB, built in {time.monotonic() - started:.0f} s")
+    FIGURES.append(f"{target}: {describe(docker, f'longtrail-{target}:test')['Size'] / 1e6:,.0f} MB, built in {time.monotonic() - started:.0f} s")
     return f"longtrail-{target}:test"
 
 
@@ -139,13 +143,14 @@ def in_containers(docker: Engine, images: dict[str, str], tmp_path_factory: pyte
         patch.setenv("DOCKER_HOST", docker.environment.get("DOCKER_HOST", "unix:///var/run/docker.sock"))
         local.init(runner=local.DockerRunner(**options), pipeline_root=str(folder), raise_on_error=True)
         pipeline(parse_config(SETTINGS | cluster))()
-    print(f"the pipeline in containers: {time.monotonic() - started:.0f} s")
+    FIGURES.append(f"the pipeline in containers: {time.monotonic() - started:.0f} s")
     return of_kubeflow(folder)
 
 
 @pytest.fixture(scope="module")
-def by_dvc(place: Path) -> Outputs:
+def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
     """What `dvc repro` writes on this machine from the same settings."""
+    place = copy(tmp_path_factory.mktemp("dvc"))
     started = time.monotonic()
     variables = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
     for command in (["init", "--no-scm", "--quiet", "--force"], ["repro", "--quiet"]):
@@ -159,14 +164,13 @@ def by_dvc(place: Path) -> Outputs:
             check=False,
         )
         assert done.returncode == 0, done.stdout[-6000:]
-    print(f"dvc repro: {time.monotonic() - started:.0f} s")
+    FIGURES.append(f"dvc repro: {time.monotonic() - started:.0f} s")
     return of_build(place / "build")
 
 
 @pytest.fixture(scope="module")
-def service(docker: Engine, place: Path, base: str, pip: dict[str, str], in_containers: Outputs, by_dvc: Outputs) -> str:
+def service(docker: Engine, place: Path, base: str, pip: dict[str, str], in_containers: Outputs) -> str:
     """The image of the Bento that was packaged in a container."""
-    shutil.rmtree(place / "build" / "bento")  # dvc's
     shutil.copytree(in_containers["bento"], place / "build" / "bento")
     return build(docker, place, base, pip, "bento")
 
@@ -214,10 +218,6 @@ def test_every_step_runs_in_its_container(in_containers: Outputs) -> None:
     assert lineage["code"] == COMMIT
 
 
-def test_containers_and_dvc_write_the_same(in_containers: Outputs, by_dvc: Outputs) -> None:
-    assert not differences(in_containers, by_dvc)
-
-
 def test_the_service_answers_from_its_image(docker: Engine, service: str) -> None:
     check_what_it_says(docker, service, "bento")
     with socket.socket() as probe:
@@ -231,7 +231,7 @@ def test_the_service_answers_from_its_image(docker: Engine, service: str) -> Non
     try:
         address = f"http://127.0.0.1:{port}"
         wait(docker, identity, lambda: _ready(address))
-        print(f"the service is ready after {time.monotonic() - started:.0f} s")
+        FIGURES.append(f"the service is ready after {time.monotonic() - started:.0f} s")
         body = json.dumps({"user_id": "nobody", "k": 3}).encode()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {'t' * 32}"}
         with urllib.request.urlopen(urllib.request.Request(f"{address}/recommend", body, headers), timeout=30) as answer:
@@ -242,6 +242,10 @@ def test_the_service_answers_from_its_image(docker: Engine, service: str) -> Non
         assert time.monotonic() - started < 55, "SIGTERM did not stop it"
     finally:
         docker.run("kill", identity, check=False)
+
+
+def test_containers_and_dvc_write_the_same(in_containers: Outputs, by_dvc: Outputs) -> None:
+    assert not differences(in_containers, by_dvc)
 
 
 def wait(docker: Engine, identity: str, true: Callable[[], bool]) -> None:
