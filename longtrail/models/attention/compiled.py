@@ -113,22 +113,18 @@ def _kernel(function: Callable) -> Any:
 
 
 @_kernel
-def _scores(keys_LD, n, weights, bias, last, last_bias, squashed, scores_CL):  # type: ignore[no-untyped-def]
-    C, L = scores_CL.shape
-    D, H = keys_LD.shape[1], len(last)
-    tile, edge, scores = np.zeros(D * TILE, np.float32), np.empty(TILE, np.float32), scores_CL.reshape(-1)
+def _scores(keys, n, weights, bias, last, last_bias, width, squashed, scores, candidates, length):  # type: ignore[no-untyped-def]
+    """_tile for all events and candidates. Arrays are flat: slices would double the time it takes to compile."""
+    tile, found = np.zeros(width * TILE, np.float32), np.empty(TILE, np.float32)
     for start in range(0, n, TILE):
         real = min(TILE, n - start)
         for j in range(real):
-            for d in range(D):
-                tile[d * TILE + j] = keys_LD[start + j, d]
-        for c in range(C):
-            if real == TILE:
-                _tile(tile, 0, weights, c * H, bias, last, last_bias, D, H, squashed, scores, c * L + start)  # type: ignore[call-arg]
-            else:
-                _tile(tile, 0, weights, c * H, bias, last, last_bias, D, H, squashed, edge, 0)  # type: ignore[call-arg]
-                scores_CL[c, start : start + real] = edge[:real]
-    scores_CL[:, n:] = 0
+            for d in range(width):
+                tile[d * TILE + j] = keys[(start + j) * width + d]
+        for c in range(candidates):
+            _tile(tile, 0, weights, c * len(last), bias, last, last_bias, width, len(last), squashed, found, 0)  # type: ignore[call-arg]
+            for j in range(real):
+                scores[c * length + start + j] = found[j]
 
 
 def pair_scores(keys_LD: Floats, n: int, weights_CHD: Floats, bias_CH: Floats, last_H: Floats, last_bias: float, *, squashed: bool) -> Floats:
@@ -137,6 +133,16 @@ def pair_scores(keys_LD: Floats, n: int, weights_CHD: Floats, bias_CH: Floats, l
         weights_CHD, bias_CH = np.pad(weights_CHD, ((0, 0), (0, spare), (0, 0))), np.pad(bias_CH, ((0, 0), (0, spare)))
         last_H = np.pad(last_H, (0, spare))
     scores_CL = np.empty((len(weights_CHD), len(keys_LD)), np.float32)
+    scores_CL[:, n:] = 0
     flat = (np.ascontiguousarray(x).reshape(-1) for x in (weights_CHD, bias_CH, last_H))
-    _scores(np.ascontiguousarray(keys_LD), n, *flat, np.float32(last_bias), squashed, scores_CL)
+    _scores(
+        np.ascontiguousarray(keys_LD).reshape(-1),
+        n,
+        *flat,
+        np.float32(last_bias),
+        keys_LD.shape[1],
+        squashed,
+        scores_CL.reshape(-1),
+        *scores_CL.shape,
+    )
     return scores_CL
