@@ -53,7 +53,7 @@ def resolve(dataset: Dataset, cache: Path) -> Resolved:
             }
         origin = {"repo": repo, "revision": revision, "commit": commit}
     else:
-        copies = {name: _download(name, address, cache) for name, address in named.items() if _is_remote(address)}
+        copies = {name: _download(name, address, cache) for name, address in named.items() if "://" in address}
         origin = {}
     if not copies:
         return Resolved(dataset=dataset, origin={})
@@ -87,11 +87,6 @@ def _opened(repo: str, revision: str) -> Iterator[tuple[Any, str]]:
         finally:
             files.close()
             clean_repos()
-
-
-def _is_remote(path: str) -> bool:
-    """Whether it must be copied. What starts with s3a:// is Hadoop's way to say that Spark reads it itself."""
-    return "://" in path and not path.startswith("s3a://")
 
 
 def _download(name: str, address: str, cache: Path) -> tuple[str, dict[str, str]]:
