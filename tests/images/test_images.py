@@ -91,7 +91,8 @@ def copy(folder: Path) -> Path:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
-    (folder / "params.yaml").write_text(yaml.safe_dump(SETTINGS, sort_keys=False))
+    complete = parse_config(SETTINGS).model_dump(mode="json", exclude_none=True)  # dvc.yaml names sections that have defaults here
+    (folder / "params.yaml").write_text(yaml.safe_dump(complete, sort_keys=False))
     return folder
 
 
@@ -153,7 +154,7 @@ def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
     place = copy(tmp_path_factory.mktemp("dvc"))
     started = time.monotonic()
     variables = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
-    for command in (["init", "--no-scm", "--quiet", "--force"], ["repro", "--quiet"]):
+    for command in (["init", "--no-scm", "--force"], ["repro"]):
         done = subprocess.run(
             [sys.executable, "-m", "dvc", *command],
             cwd=place,
