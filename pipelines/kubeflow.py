@@ -22,7 +22,7 @@ SECTIONS = {
     "train": ("models", "pipeline", "training", "selection"),
     "evaluate": ("evaluation", "retrieval"),
     "select": ("selection", "models", "pipeline", "serving"),
-    "ab_test": ("ab_test",),
+    "ab_test": ("ab_test", "dataset"),  # in a simulated world the truth is reported beside the estimate
     "package": tuple(name for name in Config.model_fields if name != "cluster"),  # their hash is part of the Bento's lineage
 }
 
