@@ -111,6 +111,7 @@ def engine(folder: Path) -> Iterator[Engine]:
         finally:
             daemon.terminate()
             daemon.wait(60)
+            subprocess.run(["umount", f"{folder}/run/netns/default"], capture_output=True, check=False)  # which dockerd leaves behind
             shutil.rmtree(folder / "data", ignore_errors=True)
 
 
