@@ -146,6 +146,7 @@ def open_session(settings: SparkSettings, *, spill: Path) -> tuple[Any, bool]:
         for name, value in context_options(settings).items():
             builder = builder.config(name, value)
         session = builder.getOrCreate()
+        logging.getLogger("py4j").setLevel(logging.WARNING)  # else it tells of its connections, in the end to a closed log
     own = session.newSession()
     for name, value in session_options(settings).items():
         own.conf.set(name, value)
