@@ -1,10 +1,14 @@
 """What all tests share: a toy log and its features, built once a worker, and one CPU thread each."""
 
+import builtins
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.toy import toy_features, toy_tables
+
+_PRINT = builtins.print
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,6 +21,14 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _plain_print() -> Iterator[None]:
+    """kfp.local replaces `print` while a task runs; tasks side by side may put each other's back, and all that is printed later is indented."""
+    builtins.print = _PRINT
+    yield
+    builtins.print = _PRINT
 
 
 @pytest.fixture(scope="session")
