@@ -132,6 +132,10 @@ class HistoryStore:
         users_B = self._checked_users(users_B)
         ends_B = self._checked_lengths(users_B, lengths_B)
         kept_B = ends_B if max_length is None else np.minimum(ends_B, max_length)
+        return self._newest(users_B, ends_B, kept_B)
+
+    def _newest(self, users_B: Ints, ends_B: Ints, kept_B: Ints) -> FlatHistories:
+        """The `kept_B` events before place `ends_B` of each user, both checked."""
         offsets_B1 = np.concatenate(([0], np.cumsum(kept_B)))
         if len(self._segments) == 1:  # the usual case: one read, already in the order of the result
             segment = self._segments[0]

@@ -71,16 +71,11 @@ class ShardedHistory(HistoryStore):
             total_B[at_n] = store.lengths(local_n)
         return total_B
 
-    def flat(self, users_B: NDArray[Any], lengths_B: NDArray[Any], max_length: int | None = None) -> FlatHistories:
-        if max_length is not None and max_length < 1:
-            raise HistoryError(f"{self.path}: max_length is {max_length}; expected at least 1")
-        users_B = self._checked_users(users_B)
-        ends_B = self._checked_lengths(users_B, lengths_B)
-        kept_B = ends_B if max_length is None else np.minimum(ends_B, max_length)
+    def _newest(self, users_B: Ints, ends_B: Ints, kept_B: Ints) -> FlatHistories:
         offsets_B1 = np.concatenate(([0], np.cumsum(kept_B)))
         items, actions, times = (np.zeros(offsets_B1[-1], dtype=np.int64) for _ in range(3))
         for store, at_n, local_n in self._by_shard(users_B):
-            part = store.flat(local_n, ends_B[at_n], max_length)
+            part = store._newest(local_n, ends_B[at_n], kept_B[at_n])
             to_n = history._ranges(offsets_B1[at_n], kept_B[at_n])
             items[to_n], actions[to_n], times[to_n] = part.items, part.actions, part.times
         return FlatHistories(items=items, actions=actions, times=times, offsets_B1=offsets_B1)
