@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -38,6 +38,25 @@ class Taken:
             "p999_ms": p999 if enough else None,
             "max_ms": max(self.milliseconds),
         }
+
+
+class Background:
+    """A client in a thread of its own: `run` until `stop` is set, at the end of the context."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._thread = threading.Thread(target=self.run)
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop.set()
+        self._thread.join()
 
 
 def ask(connection: HTTPConnection, body: bytes, path: str = "/rank") -> tuple[int, bytes]:

@@ -10,7 +10,6 @@ other.
 
 import json
 import tempfile
-import threading
 import time
 from collections import Counter
 from http.client import HTTPConnection
@@ -23,7 +22,7 @@ import typer
 
 from benchmarks.serving.__main__ import free_port
 from benchmarks.serving.bentos import Bento, make_bento, make_requests
-from benchmarks.serving.load import ask, at_rate
+from benchmarks.serving.load import Background, ask, at_rate
 from benchmarks.serving.report import made
 from benchmarks.serving.servers import packaged
 from longtrail.files import write_json
@@ -33,29 +32,20 @@ HEAD = """| minute | lists | p50 ms | p99 ms | max ms | fallbacks | refused | ev
 |---|---|---|---|---|---|---|---|---|---|---|"""
 
 
-class Clicks:
+class Clicks(Background):
     """A client that reports events at a steady rate in a thread of its own and remembers what was acknowledged."""
 
     def __init__(self, port: int, bento: Bento, users: list[str], rate: float) -> None:
+        super().__init__()
         self.acknowledged: list[str] = []
         self.refused: Counter[int] = Counter()
         self._port, self._users, self._rate = port, users, rate
         first = json.loads(make_requests(bento, length=min(bento.users), candidates=1_000, count=1)[0])
         self._items, self._action = first["candidates"], json.loads((bento.artifacts / "manifest.json").read_text())["actions"][0]
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> "Clicks":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def run(self) -> None:
         connection, rng, due, number = HTTPConnection("127.0.0.1", self._port, timeout=30), np.random.default_rng(2), time.perf_counter(), 0
-        while not self._stop.wait(max(0.0, due - time.perf_counter())):
+        while not self.stop.wait(max(0.0, due - time.perf_counter())):
             due, number = due + rng.exponential(1 / self._rate), number + 1
             name = f"soak-{number}"
             event = {"user_id": rng.choice(self._users), "item_id": rng.choice(self._items), "action": self._action, "event_id": name}

@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ import typer
 
 from benchmarks.serving.__main__ import free_port
 from benchmarks.serving.bentos import Bento, make_bento, make_requests
-from benchmarks.serving.load import ask
+from benchmarks.serving.load import Background, ask
 from benchmarks.serving.report import made
 from benchmarks.serving.servers import ROOT, packaged
 from longtrail.files import write_json
@@ -55,26 +54,17 @@ class Asked:
         return 1000 * (self.answered - self.due)
 
 
-class Client:
+class Client(Background):
     """A thread that sends `bodies` in turn on a connection that it keeps: the first `after` so many seconds, then one every `gap` seconds."""
 
     def __init__(self, port: int, path: str, bodies: Sequence[bytes], gap: float, after: float = 0.0) -> None:
+        super().__init__()
         self.asked: list[Asked] = []
         self._port, self._path, self._bodies, self._gap, self._after = port, path, bodies, gap, after
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> "Client":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def run(self) -> None:
         connection, due, number = HTTPConnection("127.0.0.1", self._port, timeout=60), time.perf_counter() + self._after, 0
-        while not self._stop.wait(max(0.0, due - time.perf_counter())):
+        while not self.stop.wait(max(0.0, due - time.perf_counter())):
             status, answer = ask(connection, self._bodies[number % len(self._bodies)], self._path)
             said = json.loads(answer) if status == 200 else {}
             model, why = said.get("model"), said.get("fallback")
