@@ -3,10 +3,11 @@
     python -m benchmarks.incremental                                    # MovieLens-1M, about half an hour on 2 cores
     python -m benchmarks.incremental --users 1500 --models din          # a quarter of its users, minutes on one core
     python -m benchmarks.incremental --source ml-100k --models sasrec
+    python -m benchmarks.incremental --source amazon-beauty-5core.parquet --models sasrec --models sasrec_recjpq    # a catalogue that keeps growing
 
 A log is cut at an instant: the model before it was trained on what had happened by then (`as it was`). Then more of the log comes. `goes on` learns
 from the newer part alone, from those weights; `from nothing` learns from all of it. All three are judged on the same later requests, which none of
-them has seen, over the same grown catalogue.
+them has seen, over the same grown catalogue; retrievers also on those targets alone that the first model could not know ("new items").
 """
 
 import logging
@@ -30,14 +31,15 @@ from components.ingest import ingest
 from components.train import git_commit
 from components.validate import validate
 from longtrail.config import EvaluationSettings, Model, TrainingSettings
-from longtrail.evaluation import evaluate
+from longtrail.evaluation import evaluate, predict_retrieval
 from longtrail.files import hash_path, write_json
+from longtrail.metrics import row_ndcg
 
 log = logging.getLogger("incremental")
 
 METRICS = {"ranking": ("auc", "gauc", "request_gauc"), "retrieval": ("ndcg@10", "recall@10")}
 
-COLUMNS = {name: name for name in ("user", "item", "timestamp", "action", "value", "category")}
+COLUMNS = ("user", "item", "timestamp", "action", "value", "category")
 MODELS = """
 sasrec: {stage: retrieval, kind: sasrec, width: 64, dropout: 0.2, max_history: 100, batch_size: 64, max_epochs: 15, patience: 3}
 sasrec_recjpq: {stage: retrieval, kind: sasrec, width: 64, dropout: 0.2, max_history: 100, batch_size: 64, max_epochs: 15, patience: 3, items: {kind: recjpq, splits: 8}}
@@ -47,7 +49,9 @@ sam: {stage: ranking, kind: sam, hidden: [64, 32], max_history: 100, dropout: 0.
 
 
 def incremental(
-    source: Annotated[str, typer.Option(help="MovieLens: a variant or its zip")] = "../shared/data/ml-1m.zip",
+    source: Annotated[
+        str, typer.Option(help="MovieLens: a variant or its zip; for retrievers a Parquet file of user, item, ts (seconds) too")
+    ] = "../shared/data/ml-1m.zip",
     models: Annotated[list[str] | None, typer.Option(help="of those above; default: all")] = None,
     cut: Annotated[float, typer.Option(help="share of the log that the first model knows; the step of one update is what comes until 0.8")] = 0.75,
     users: Annotated[int | None, typer.Option(help="keep so many of the log's users, drawn at random; default: all")] = None,
@@ -57,7 +61,10 @@ def incremental(
     """Train, go on, train again; print what each costs and is worth."""
     with tempfile.TemporaryDirectory() as scratch:
         params = Path(scratch) / "params.yaml"
-        params.write_text(yaml.safe_dump({"dataset": {"kind": "movielens", "source": source}}), encoding="utf-8")
+        dataset: dict[str, Any] = {"kind": "movielens", "source": source}
+        if source.endswith(".parquet"):
+            dataset = {"kind": "event_log", "source": str(Path(source).resolve()), "columns": {"user": "user", "item": "item", "timestamp": "ts"}}
+        params.write_text(yaml.safe_dump({"dataset": dataset}), encoding="utf-8")
         ingest(params, Path(scratch) / "tables")
         events = _events(Path(scratch) / "tables")
         if users is not None:
@@ -78,7 +85,10 @@ def _features(folder: Path, events: pd.DataFrame, split: dict[str, float]) -> Pa
     """The features folder of one state of the log."""
     folder.mkdir(parents=True)
     events.to_parquet(folder / "log.parquet")
-    dataset = {"kind": "event_log", "source": str(folder / "log.parquet"), "columns": COLUMNS, "timestamp_unit": "us", "like_from": 4.0}
+    columns = {name: name for name in COLUMNS if not events[name].isna().all()}
+    dataset: dict[str, Any] = {"kind": "event_log", "source": str(folder / "log.parquet"), "columns": columns, "timestamp_unit": "us"}
+    if "value" in columns:
+        dataset["like_from"] = 4.0
     loose = {"max_new_item_share": 1.0, "max_duplicate_share": 1.0}
     params = folder / "params.yaml"
     params.write_text(yaml.safe_dump({"dataset": dataset, "split": split, "validation": loose}), encoding="utf-8")
@@ -108,6 +118,7 @@ def _compare(name: str, first: Path, whole: Path, training: TrainingSettings) ->
     from longtrail.examples import FeatureSet
     from longtrail.models.registry import build_model
     from longtrail.models.store import LoadedModel, ModelCard
+    from longtrail.models.vocabulary import Vocabulary
     from longtrail.training import train
     from longtrail.training.continuing import continue_from
 
@@ -117,7 +128,7 @@ def _compare(name: str, first: Path, whole: Path, training: TrainingSettings) ->
 
     def loaded(module: Any, features: FeatureSet) -> LoadedModel:
         card = ModelCard(name=name, settings=model, sizes=features.sizes, actions=features.actions, prior_click_rate=features.prior_click_rate)
-        return LoadedModel(module=module, card=card)
+        return LoadedModel(module=module, card=card, vocabulary=Vocabulary.read(features.folder / "catalogue.parquet"))
 
     def trained(features: FeatureSet, folder: Path, **more: Any) -> tuple[LoadedModel, float, int]:
         began = time.process_time()
@@ -127,6 +138,8 @@ def _compare(name: str, first: Path, whole: Path, training: TrainingSettings) ->
     def add(way: str, result: LoadedModel, minutes: float, epochs: int) -> None:
         judged = evaluate(result, late, "test", EvaluationSettings(k=(10,), replicates=1))
         metrics = {metric: judged.metrics[metric].value for metric in METRICS[model.stage]}
+        if model.stage == "retrieval":
+            metrics |= _of_new_items(result.module, late, early)
         rows.append({"model": name, "way": way, **metrics, "CPU minutes": minutes, "epochs": epochs})
         log.info("%s", rows[-1])
 
@@ -138,6 +151,18 @@ def _compare(name: str, first: Path, whole: Path, training: TrainingSettings) ->
     add("goes on", *trained(late, whole, since=since, previous=previous))
     add("from nothing", *trained(late, whole))
     return rows
+
+
+def _of_new_items(module: Any, late: Any, early: Any) -> dict[str, float]:
+    """NDCG@10 of the targets that the first model had met nowhere, and their share of all targets."""
+    from longtrail.retrieval.exact import exact_index
+
+    rows = predict_retrieval(module, late, "test", k=10, max_per_user=None, index=exact_index(module))
+    met = np.zeros(late.sizes.items + 1, bool)
+    keys = [key for key, events in zip(early.catalogue.keys, early.catalogue.train_events.tolist(), strict=True) if events]
+    met[[late.catalogue.id_of(key) for key in keys]] = True
+    new = ~met[rows.items_n]
+    return {"new items: ndcg@10": float(row_ndcg(rows.ranks_n[new], 10).mean()) if new.any() else float("nan"), "their share": float(new.mean())}
 
 
 if __name__ == "__main__":

@@ -121,6 +121,8 @@ CONDITIONS: dict[str, Condition] = {  # settings, history length, curriculum
     "din, as many parameters": (DINSettings(attention_hidden=(70,), attention_weights="sigmoid"), 8, False),
     "long: paper": (sam(), 32, False),
     "long: hidden 32, curriculum": (sam(attention_hidden=32), 32, True),
+    "long: hidden 32, mean, curriculum": (sam(attention_hidden=32, read_scale="mean"), 32, True),
+    "long: hidden 32, three passes, curriculum": (sam(attention_hidden=32, passes=3), 32, True),
     "long: softmax, hidden 32": (sam(attention_hidden=32, attention_weights="softmax"), 32, False),
     "long: softmax, hidden 32, curriculum": (sam(attention_hidden=32, attention_weights="softmax"), 32, True),
     "long: din, as many parameters": (DINSettings(attention_hidden=(70,), attention_weights="sigmoid"), 32, False),

@@ -9,6 +9,7 @@ import typer
 
 from components.command import run
 from longtrail.config import load_config
+from longtrail.errors import ModelError
 from longtrail.files import atomic_directory, read_json, write_json
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ def evaluate_model(model: Path, *, features: Path, settings: "EvaluationSettings
     from longtrail.evaluation import evaluate as judge
     from longtrail.examples import FeatureSet
     from longtrail.models.store import CARD, load_model
+    from longtrail.models.vocabulary import FILE, moved_ids
 
+    if moved := moved_ids(model, features / "catalogue.parquet"):
+        raise ModelError(f"{model / FILE}: {moved} ids mean other items or categories in {features}; expected the features it was trained on")
     torch.set_num_threads(settings.threads)
     loaded = load_model(model)
     feature_set = FeatureSet.open(features)

@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,7 +59,8 @@ def train_model(
     # quarter of a training step; with huge pages, which most kernels give on request, it is free.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from longtrail.examples import FeatureSet  # torch takes seconds: --help and a bad params.yaml need not wait for it
-    from longtrail.models.store import CARD, ModelCard, load_model, save_model
+    from longtrail.models.store import CARD, ModelCard, save_model
+    from longtrail.models.vocabulary import write_vocabulary
     from longtrail.training import is_main_process, train
 
     settings = config.models[name]
@@ -71,7 +73,7 @@ def train_model(
         "checkpoints": checkpoints,
         "ranking_metric": config.selection.ranking.metric,
         "since": since,
-        "previous": None if previous is None else load_model(previous),
+        "previous": None if previous is None else load_previous(previous),
     }
     if not is_main_process():  # on several devices Lightning starts this command again for each; the first one writes
         train(feature_set, settings, name, config.training, **arguments)
@@ -90,6 +92,7 @@ def train_model(
             "previous": None if previous is None else read_json(previous / CARD)["weights"]["sha256"],
         }
         save_model(folder / "model", trained.module, card, lineage)  # it replaces the folder it is given, the curves with it
+        write_vocabulary(features / "catalogue.parquet", folder / "model")
         for file in (folder / "model").iterdir():
             file.replace(folder / file.name)
         (folder / "model").rmdir()
@@ -97,6 +100,17 @@ def train_model(
     if trained.checkpoint is not None:
         trained.checkpoint.remove()
     log.info("%s: %s", out, trained.summary())
+
+
+def load_previous(model: Path) -> Any:
+    """The LoadedModel of a model folder, with what its ids mean. Raises ModelError where something is missing or damaged."""
+    from longtrail.models.store import load_model
+    from longtrail.models.vocabulary import FILE, Vocabulary
+
+    if not (model / FILE).exists():  # of a model from before there was one
+        log.warning("%s: no such file: ids are taken to mean what they meant; an event that came late may have moved them", model / FILE)
+        return load_model(model)
+    return replace(load_model(model), vocabulary=Vocabulary.read(model / FILE))
 
 
 def trained_until(model: Path) -> int:

@@ -19,6 +19,7 @@ from components.remote import answering, locate
 from longtrail.config import Config
 from longtrail.errors import ModelError
 from longtrail.files import read_json
+from longtrail.models.vocabulary import FILE as VOCABULARY
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,17 @@ def _publish(model: Path, store: str) -> str:
         try:
             card = read_json(model / "model.json")
             address = _address(store, card["name"], card["settings"])
-            for file in FILES:
-                shutil.copyfile(model / file, Path(scratch) / file)
+            copy_model(model, Path(scratch))
         except (OSError, KeyError, ValueError) as error:
             raise ModelError(f"{model}: not a model folder: {error}; expected what train writes") from None
         publish_folder(address, Path(scratch))
     return address
+
+
+def copy_model(model: Path, to: Path) -> None:
+    """What a model needs to be gone on from. Raises OSError where it is not there; models from before they had a vocabulary are copied without."""
+    for file in (*FILES, *([VOCABULARY] if (model / VOCABULARY).exists() else [])):
+        shutil.copyfile(model / file, to / file)
 
 
 def nothing_new(previous: Path, features: Path) -> bool:

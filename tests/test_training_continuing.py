@@ -1,18 +1,33 @@
 """A model that goes on from newer data: the old part is the old model, bit for bit; the new part is where it should be."""
 
 import shutil
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from components.train import train_model, trained_until
-from longtrail.config import Config, DINSettings, RecJPQItemsSettings, SASRecSettings, TrainingSettings
+from components.train import load_previous, train_model, trained_until
+from longtrail.config import (
+    BERT4RecSettings,
+    BlossomSettings,
+    Config,
+    DINSettings,
+    ETASettings,
+    GRU4RecSettings,
+    IFASettings,
+    RecJPQItemsSettings,
+    SAMSettings,
+    SASRecSettings,
+    TrainingSettings,
+    TWINSettings,
+)
 from longtrail.errors import ModelError
 from longtrail.examples import FeatureSet
 from longtrail.files import hash_path, read_json, write_json
@@ -20,15 +35,27 @@ from longtrail.models.contracts import Sizes
 from longtrail.models.items.recjpq import RecJPQItems
 from longtrail.models.registry import build_model
 from longtrail.models.store import LoadedModel, ModelCard, load_model
+from longtrail.models.vocabulary import FILE, Vocabulary
 from longtrail.training import train
 from longtrail.training.continuing import continue_from, neighbour_vectors
+from longtrail.training.interactions import interaction_matrix
 
 RECJPQ = RecJPQItemsSettings(splits=2, codes=16)
+RANKER: dict[str, Any] = {"width": 4, "hidden": (8,), "max_history": 12}
+ENCODER: dict[str, Any] = {"width": 8, "max_history": 12}
 SETTINGS: dict[str, Any] = {
     "din": DINSettings(width=4, hidden=(8,), max_history=12, max_epochs=1),
     "din recjpq": DINSettings(width=4, hidden=(8,), max_history=12, max_epochs=1, items=RECJPQ),
     "sasrec": SASRecSettings(width=8, blocks=1, heads=1, max_history=12, max_epochs=1),
     "sasrec recjpq": SASRecSettings(width=8, blocks=1, heads=1, max_history=12, max_epochs=1, items=RECJPQ),
+    "sam recjpq": SAMSettings(**RANKER, items=RECJPQ),
+    "ifa": IFASettings(**RANKER, half_life_days=3.0),
+    "ifa recjpq": IFASettings(**RANKER, items=RECJPQ),
+    "twin": TWINSettings(**RANKER, top_k=3),
+    "eta": ETASettings(**RANKER, top_k=3),
+    "bert4rec recjpq": BERT4RecSettings(**ENCODER, items=RECJPQ),
+    "sasrec blossom": SASRecSettings(**ENCODER, attention=BlossomSettings(selector="compressed")),
+    "gru4rec": GRU4RecSettings(**ENCODER),
 }
 
 
@@ -65,6 +92,73 @@ def test_known_rows_are_kept_and_new_ones_start_somewhere_sensible(name: str, fe
     assert not vectors[0].any() and bool(vectors[-20:].any(dim=1).all())
     old, new = vectors[1:-20].square().mean().sqrt(), vectors[-20:].square().mean().sqrt()
     assert 0.3 < float(new / old) < 3
+
+
+def shuffled(features: FeatureSet, previous: LoadedModel, *, gone: int) -> LoadedModel:
+    """The same model, of a log in which its items and categories had other ids, and `gone` items that the data no longer has."""
+    now, sizes, rng = Vocabulary.read(features.folder / "catalogue.parquet"), previous.card.sizes, np.random.default_rng(1)
+    items = rng.permutation(len(now.items))[: sizes.items]
+    keys = now.items.take(pa.array(items)).to_pylist()
+    keys[:gone] = [f"gone {i}" for i in range(gone)]
+    categories = now.categories.take(pa.array(rng.permutation(len(now.categories))[: sizes.categories]))
+    return replace(previous, vocabulary=Vocabulary(items=pa.array(keys), categories=categories))
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_rows_follow_their_keys_where_ids_have_moved(name: str, features: FeatureSet) -> None:
+    """What a late event does to the ids of a log: every known item has its own old vector, bit for bit, wherever it stands now."""
+    previous = shuffled(features, older(features, name), gone=2)
+    assert previous.vocabulary is not None
+    torch.manual_seed(0)
+    module: Any = build_model(SETTINGS[name], features.sizes)
+    continue_from(module, features, previous, seed=0)
+
+    def vectors(model: Any) -> tuple[torch.Tensor, ...]:
+        slots = (model.items,) if hasattr(model, "items") else (model.embedding.items, model.embedding.categories)
+        return tuple(slot.vectors().detach() for slot in slots)
+
+    now = Vocabulary.read(features.folder / "catalogue.parquet")
+    for kind, before, after in zip(("items", "categories"), vectors(previous.module), vectors(module), strict=False):
+        old, new = (getattr(vocabulary, kind).to_pylist() for vocabulary in (previous.vocabulary, now))
+        place = {key: i for i, key in enumerate(new, start=1)}
+        kept = [(i, place[key]) for i, key in enumerate(old, start=1) if key in place]
+        assert len(kept) == len(old) - 2 * (kind == "items") and any(i != j for i, j in kept)
+        assert torch.equal(after[[j for _, j in kept]], before[[i for i, _ in kept]])
+        others = sorted(set(range(1, len(after))) - {j for _, j in kept})
+        assert torch.isfinite(after).all() and bool(after[others].any(dim=1).all()) and not after[0].any()
+    for key, tensor in previous.module.state_dict().items():
+        if not key.endswith(("table", "codes")):
+            assert torch.equal(module.state_dict()[key], tensor), key
+
+
+def test_new_items_start_the_same_whatever_the_ids(features: FeatureSet) -> None:
+    """Known items in the same order, new ones scattered among them or behind: the same vector for the same item."""
+    now = Vocabulary.read(features.folder / "catalogue.parquet")
+    held = np.sort(np.random.default_rng(0).permutation(len(now.items))[:-20])
+    previous = older(features, "din")
+    table = previous.module.state_dict()["embedding.items.table"]
+    scattered: Any = build_model(SETTINGS["din"], features.sizes)
+    continue_from(
+        scattered, features, replace(previous, vocabulary=Vocabulary(items=now.items.take(pa.array(held)), categories=now.categories[:-1])), seed=0
+    )
+    order = np.concatenate([[0], held + 1, np.setdiff1d(np.arange(len(now.items)), held) + 1])
+    expected = neighbour_vectors(table, interaction_matrix(features, binary=True)[:, order])
+    assert torch.equal(scattered.embedding.items.table.detach()[order], torch.cat([table, expected]))
+
+
+def test_a_model_of_another_log_is_told_by_its_keys(features: FeatureSet, tmp_path: Path) -> None:
+    module, previous = build_model(SETTINGS["din"], features.sizes), older(features, "din")
+    with pytest.raises(ModelError, match=r"9 of its \d+ items are in the data: expected a later state"):
+        continue_from(module, features, shuffled(features, previous, gone=previous.card.sizes.items - 9), seed=0)
+    short = replace(previous, vocabulary=Vocabulary(items=pa.array(["a"]), categories=pa.array(["b"])))
+    with pytest.raises(ModelError, match="its vocabulary has 1 items and 1 categories; its card says"):
+        continue_from(module, features, short, seed=0)
+    (tmp_path / "vocabulary.parquet").write_bytes(b"no table")
+    with pytest.raises(ModelError, match="not a table of items"):
+        Vocabulary.read(tmp_path / "vocabulary.parquet")
+    pq.write_table(pa.table({"item_key": ["a"]}), tmp_path / "vocabulary.parquet")
+    with pytest.raises(ModelError, match=r"not a table of items|expected item_key"):
+        Vocabulary.read(tmp_path / "vocabulary.parquet")
 
 
 def test_neighbours_against_a_loop() -> None:
@@ -129,6 +223,7 @@ def test_the_step_goes_on_where_the_previous_training_stopped(toy_features_folde
     train_model(config, "din", out=tmp_path / "first", **arguments)
     ends = datetime.fromisoformat(read_json(toy_features_folder / "features.json")["split"]["valid_from"])
     assert trained_until(tmp_path / "first") == round(ends.timestamp() * 1e6)
+    assert load_previous(tmp_path / "first").vocabulary == Vocabulary.read(toy_features_folder / "catalogue.parquet")
     # The same log a week later: the training period ends where the validation period did.
     later = tmp_path / "later"
     shutil.copytree(toy_features_folder, later)
@@ -140,3 +235,5 @@ def test_the_step_goes_on_where_the_previous_training_stopped(toy_features_folde
     assert lineage["previous"] == read_json(tmp_path / "first" / "model.json")["weights"]["sha256"]
     assert hash_path(tmp_path / "first" / "model.safetensors") != hash_path(tmp_path / "second" / "model.safetensors")
     assert load_model(tmp_path / "second").card.name == "din"
+    (tmp_path / "first" / FILE).unlink()  # a model from before there was one
+    assert load_previous(tmp_path / "first").vocabulary is None

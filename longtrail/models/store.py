@@ -19,6 +19,7 @@ from longtrail.errors import ModelError
 from longtrail.files import atomic_directory, read_json, write_json
 from longtrail.models.contracts import SizedByData, Sizes
 from longtrail.models.registry import build_model
+from longtrail.models.vocabulary import Vocabulary
 
 WEIGHTS, CARD, LINEAGE = "model.safetensors", "model.json", "lineage.json"
 FORMAT = 1
@@ -43,10 +44,11 @@ class ModelCard:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model on the CPU in eval mode, with its card."""
+    """A model on the CPU in eval mode, with its card; `vocabulary` only where somebody needs it (longtrail.models.vocabulary)."""
 
     module: nn.Module
     card: ModelCard
+    vocabulary: Vocabulary | None = None
 
 
 def save_model(folder: Path, module: nn.Module, card: ModelCard, lineage: dict[str, Any]) -> None:

@@ -1,13 +1,18 @@
 """A trained model goes on from newer data: what it knew is kept, and what came since gets sensible starting values. Our choice, not the papers'.
 
-N items before, N' now, D width. Ids are only ever appended, so row i is the same item, category or user in both; actions are matched by name.
-There is nothing to do for new users: no model here has a table of them, a user is their history.
+N items before, N' now, D width. Actions are matched by name, items and categories by their keys where the model brings its vocabulary
+(longtrail/models/vocabulary.py): ids follow the time of the first event, so one event that comes late moves the ids of all items first seen after it.
+Without a vocabulary row i is taken to be the same item in both. There is nothing to do for new users: no model here has a table of them, a user is
+their history.
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, diags
 from torch import Tensor, nn
 
@@ -17,47 +22,77 @@ from longtrail.models.contracts import Sizes
 from longtrail.models.items.dense import DenseItems
 from longtrail.models.items.recjpq import RecJPQItems
 from longtrail.models.store import LoadedModel, ModelCard
+from longtrail.models.vocabulary import Vocabulary
 from longtrail.training.codes import extend_codes
 from longtrail.training.interactions import interaction_matrix
 
 log = logging.getLogger(__name__)
+
+Ints = NDArray[np.int64]
+LEAST_KNOWN = 0.5  # share of a model's items that must still be there, our choice: with less it is another log
 
 
 def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel, *, seed: int) -> None:
     """Give `module`, new and built for `features`, the weights of `previous`, which was trained on an earlier state of the same log.
 
     A new item starts as what the people who touched it had touched before (`neighbour_vectors`), in RecJPQ with the codes that lie nearest to
-    that; a new category as the mean of the known ones; a new action as it was built. Raises ModelError naming what does not fit: fewer
-    items, categories or actions than before, or a weight of another shape.
+    that; a new category as the mean of the known ones; a new action as it was built. Raises ModelError naming what does not fit: items,
+    categories or actions that are no longer there, or a weight of another shape.
     """
     card, before, after = previous.card, previous.module.state_dict(), module.state_dict()
-    _check(card, features.sizes, features.actions)
+    places_N, places_C = _places(previous, features)
     strangers = sorted(before.keys() ^ after.keys())
     if strangers:
         raise ModelError(f"model {card.name}: weight {strangers[0]} is not in both models; expected the settings it was trained with")
     parts = dict(module.named_modules())
-    matrix_UN = interaction_matrix(features, binary=True)
+    items, categories = _Rows(places_N, features.sizes.items + 1), _Rows(places_C, features.sizes.categories + 1)
+    matrix_UN = items.columns(interaction_matrix(features, binary=True))
     grown: dict[str, Tensor] = {}
     for name, tensor in before.items():
         owner, _, leaf = name.rpartition(".")
-        more, slot = len(after[name]) - len(tensor) if tensor.ndim else 0, owner.rpartition(".")[2]
-        if leaf == "actions" and tensor.shape[1:] == after[name].shape[1:]:
-            places = [0, *(1 + features.actions.index(action) for action in card.actions)]
-            grown[name] = after[name].index_copy(0, torch.tensor(places), tensor)
-        elif tensor.shape == after[name].shape:
-            grown[name] = tensor
-        elif tensor.ndim == 0 or more < 0 or tensor.shape[1:] != after[name].shape[1:] or not isinstance(parts[owner], DenseItems | RecJPQItems):
+        table = isinstance(parts[owner], DenseItems | RecJPQItems) and leaf in ("table", "codes")
+        if tensor.shape[1:] != after[name].shape[1:] or (tensor.shape != after[name].shape and not table and leaf != "actions"):
             shapes = f"{list(tensor.shape)}; now {list(after[name].shape)}"
             raise ModelError(f"model {card.name}: weight {name} has shape {shapes}: expected the settings it was trained with")
+        if leaf == "actions":
+            places = [0, *(1 + features.actions.index(action) for action in card.actions)]
+            grown[name] = after[name].index_copy(0, torch.tensor(places), tensor)
+        elif not table:
+            grown[name] = tensor
         elif leaf == "codes":
-            counts_UN = interaction_matrix(features, binary=card.settings.items.binary)  # as the first codes were made
-            codes_NM = extend_codes(tensor.numpy(), before[f"{owner}.levels"].numpy(), counts_UN, seed=seed)
-            grown[name] = torch.from_numpy(codes_NM)
+            counts_UN = items.columns(interaction_matrix(features, binary=card.settings.items.binary))  # as the first codes were made
+            extend = partial(_more_codes, levels_Mb=before[f"{owner}.levels"], matrix_UN=counts_UN, seed=seed)
+            grown[name] = items.moved(tensor, extend)
+        elif owner.rpartition(".")[2] == "items":
+            grown[name] = items.moved(tensor, lambda known: torch.cat([known, neighbour_vectors(known, matrix_UN)]))
         else:
-            rows = neighbour_vectors(tensor, matrix_UN) if slot == "items" else tensor[1:].mean(0, keepdim=True).expand(more, -1)
-            grown[name] = torch.cat([tensor, rows])
+            grown[name] = categories.moved(tensor, lambda known: torch.cat([known, _mean(known).expand(categories.new, -1)]))
     module.load_state_dict(grown)
-    log.info("continues from %s: %d known and %d new items", card.name, card.sizes.items, features.sizes.items - card.sizes.items)
+    log.info("continues from %s: %d known and %d new items", card.name, items.known - 1, items.new)
+
+
+def _more_codes(codes_NM: Tensor, *, levels_Mb: Tensor, matrix_UN: csr_matrix, seed: int) -> Tensor:
+    return torch.from_numpy(extend_codes(codes_NM.numpy(), levels_Mb.numpy(), matrix_UN, seed=seed))
+
+
+class _Rows:
+    """Rows of a table of the previous model and of the new one: what is known stands first while new rows are made, then each goes to its place."""
+
+    def __init__(self, places_N: Ints, size: int) -> None:
+        """`places` [N + 1] in the new table of `size` rows; -1: no longer there."""
+        self.kept = np.flatnonzero(places_N >= 0)
+        now = places_N[self.kept]
+        self.order = np.concatenate([now, np.setdiff1d(np.arange(size), now)])
+        self.known, self.new = len(now), size - len(now)
+
+    def columns(self, matrix_UN: csr_matrix) -> csr_matrix:
+        """A matrix by new ids, with known columns first, in the order of the old ids."""
+        return matrix_UN if np.array_equal(self.order, np.arange(len(self.order))) else matrix_UN[:, self.order]
+
+    def moved(self, tensor: Tensor, extend: Callable[[Tensor], Tensor]) -> Tensor:
+        """The new table, from the old one and from `extend`, which puts new rows behind those still known."""
+        rows = extend(tensor[torch.from_numpy(self.kept)])
+        return torch.empty_like(rows).index_copy_(0, torch.from_numpy(self.order), rows)
 
 
 def neighbour_vectors(known_ND: Tensor, matrix_UN: csr_matrix) -> Tensor:
@@ -76,14 +111,41 @@ def neighbour_vectors(known_ND: Tensor, matrix_UN: csr_matrix) -> Tensor:
     reached = users_n > 0
     if reached.any():
         vectors_nD *= np.sqrt((known[1:] ** 2).mean()) / max(float(np.sqrt((vectors_nD[reached] ** 2).mean())), 1e-12)
-    vectors_nD[~reached] = known[1:].mean(0)
+    vectors_nD[~reached] = _mean(known_ND.double()).numpy()
     return torch.from_numpy(vectors_nD).to(known_ND.dtype)
 
 
-def _check(card: ModelCard, sizes: Sizes, actions: tuple[str, ...]) -> None:
-    lost = [action for action in card.actions if action not in actions]
+def _mean(known_ND: Tensor) -> Tensor:
+    """[D]: of the rows but padding's; zeros where there is none."""
+    return known_ND[1:].sum(0) / max(1, len(known_ND) - 1)
+
+
+def _places(previous: LoadedModel, features: FeatureSet) -> tuple[Ints, Ints]:
+    """Where the previous model's items [N + 1] and categories [C + 1] stand now."""
+    card, sizes = previous.card, features.sizes
+    lost = [action for action in card.actions if action not in features.actions]
     if lost:
         raise ModelError(f"model {card.name}: knows the action {lost[0]!r}, which the data has not; expected a later state of the log it learnt from")
+    if previous.vocabulary is None:
+        _check_sizes(card, sizes)
+        return np.arange(card.sizes.items + 1), np.arange(card.sizes.categories + 1)
+    found = len(previous.vocabulary.items), len(previous.vocabulary.categories)
+    if found != (card.sizes.items, card.sizes.categories):
+        held = f"{card.sizes.items} items and {card.sizes.categories} categories"
+        raise ModelError(f"model {card.name}: its vocabulary has {found[0]} items and {found[1]} categories; its card says {held}")
+    places_N, places_C = previous.vocabulary.places_in(Vocabulary.read(features.folder / "catalogue.parquet"))
+    still = int((places_N[1:] >= 0).sum())
+    if still < LEAST_KNOWN * card.sizes.items:
+        raise ModelError(
+            f"model {card.name}: {still} of its {card.sizes.items} items are in the data: expected a later state of the log it learnt from"
+        )
+    moved = int((places_N != np.arange(len(places_N))).sum())
+    if moved:
+        log.info("%s: %d items have other ids now, %d of them are gone", card.name, moved, card.sizes.items - still)
+    return places_N, places_C
+
+
+def _check_sizes(card: ModelCard, sizes: Sizes) -> None:
     for field in ("items", "categories"):
         held, given = getattr(card.sizes, field), getattr(sizes, field)
         if held > given:

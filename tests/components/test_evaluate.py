@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from components.evaluate import evaluate
+from longtrail.errors import ModelError
 from longtrail.examples import FeatureSet
 from longtrail.files import read_json
 from tests.models_of_toy import save_toy_model, toy_model
@@ -103,4 +105,14 @@ def test_a_missing_model_is_one_plain_line(toy_features_folder, params, tmp_path
     done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert re.search(r"error: .*no/model.json: no such file", done.stderr) and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_whose_ids_have_moved_is_refused(toy_features_folder, params, tmp_path):
+    """An event that came late changes what ids mean: figures of such a model would be those of other items."""
+    model = save_toy_model(tmp_path / "sasrec", toy_model(FeatureSet.open(toy_features_folder), "sasrec"))
+    items = pq.read_table(toy_features_folder / "catalogue.parquet", columns=["item_key", "category_id", "category"])
+    pq.write_table(items.take([1, 0, *range(2, len(items))]), model / "vocabulary.parquet")
+    with pytest.raises(ModelError, match=r"vocabulary\.parquet: \d+ ids mean other items or categories in .*; expected the features it was"):
+        evaluate(model=model, features=toy_features_folder, params=params, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

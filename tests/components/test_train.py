@@ -75,7 +75,8 @@ def test_a_model_folder_is_whole_and_says_where_it_came_from(model: str, params:
     metric = "valid_auc" if MODELS[model]["stage"] == "ranking" else "valid_ndcg@10"
     assert [int(row["epoch"]) for row in rows] == ([0] if MODELS[model]["kind"] == "popularity" else [1, 2, 3])
     assert all(0 < float(row[metric]) < 1 for row in rows)
-    assert {path.name for path in out.iterdir()} - {"dvclive"} == {"model.safetensors", "model.json", "lineage.json", "learning_curve.csv"}
+    files = {"model.safetensors", "model.json", "vocabulary.parquet", "lineage.json", "learning_curve.csv"}
+    assert {path.name for path in out.iterdir()} - {"dvclive"} == files
     assert [path.name for path in out.parent.iterdir()] == [model]
     assert not checkpoints.exists() or not list(checkpoints.iterdir())
 
@@ -83,7 +84,7 @@ def test_a_model_folder_is_whole_and_says_where_it_came_from(model: str, params:
 def test_the_same_training_writes_the_same_bytes(params: Path, toy_features_folder: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         train("din", toy_features_folder, params, tmp_path / name, tmp_path / "checkpoints")
-    for file in ("model.safetensors", "model.json", "lineage.json", "learning_curve.csv"):
+    for file in ("model.safetensors", "model.json", "vocabulary.parquet", "lineage.json", "learning_curve.csv"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtrail.config import DINSettings
+from longtrail.config import DINSettings, SAMSettings
 from longtrail.models.masks import padding_mask
 from longtrail.models.rankers.din import DIN, TargetAttention
+from longtrail.models.rankers.sam import SAM
 from tests.contracts.batches import SIZES, draws, make_candidates, make_context, make_history, make_request
 from tests.models.test_sam import CLOSE, SHAPES, Largest, random_inputs
 
@@ -48,6 +49,22 @@ def test_weights_equal_the_slow_twin(kind: str, hidden: tuple[int, ...], shape: 
                     slow_BCL[b, c, :n] = slow_weights(model.attention, keys_BLD[b, :n], query_BCD[b, c])
         torch.testing.assert_close(fast_BCL, slow_BCL, **CLOSE)
         torch.testing.assert_close(read_BCD, slow_BCL @ keys_BLD, **CLOSE)
+
+
+def test_one_pass_of_sam_is_this_attention() -> None:
+    """SAM's z of the first pass, [q - k ; q * k ; m - k ; m * k] with m = q, is DIN's with nothing for q and k alone and the two pairs added up."""
+    torch.manual_seed(2)
+    sam = SAM(SAMSettings(width=3, attention_hidden=5, passes=1, hidden=(4,)), SIZES).double().eval()
+    din = make_din(attention_weights="sigmoid", attention_hidden=(5,)).attention
+    (one,) = sam.passes
+    with torch.no_grad():
+        din.first.zero_()
+        din.first[2:] = one.first[:2] + one.first[2:]
+        for own, other in ((din.first_bias, one.first_bias), (din.last, one.second), (din.last_bias, one.second_bias)):
+            own.copy_(other.fill_(0.3) if other is not one.second else other)
+        keys_BLD, mask_BL, _, query_BCD = random_inputs(sam, (3, 9, 4), seed=1)
+        for found, expected in zip(din(keys_BLD, mask_BL, query_BCD), one(keys_BLD, mask_BL, query_BCD, query_BCD), strict=True):
+            torch.testing.assert_close(found, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["linear", "sigmoid", "softmax"])

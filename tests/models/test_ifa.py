@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from longtrail.config import IFASettings
 from longtrail.errors import StateError
@@ -17,6 +17,7 @@ from longtrail.models.masks import padding_mask
 from longtrail.models.order import newest
 from longtrail.models.rankers.ifa import IFA, between
 from tests.contracts.batches import SIZES, draws, make_candidates, make_context, make_history, make_request, with_garbage, with_padding
+from tests.models.attention.test_cross import slow_cross
 from tests.models.test_sam import Largest
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
@@ -91,6 +92,73 @@ def test_linear_equals_explicit_in_float32() -> None:
         exact = slow_read(attention, inputs, 0)
         attention, inputs = attention.float(), tuple(x.float() if x.is_floating_point() else x for x in inputs)  # type: ignore[assignment]
         torch.testing.assert_close(attention.read(inputs[3], attention.state(*inputs[:3]), 0).double(), exact, rtol=0, atol=1e-4)
+
+
+def slow_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, unbiased=False, keepdim=True) + 1e-5) * norm.weight + norm.bias
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"relation": "none"},
+        {"relation": "softmax", "half_life_days": 1e-4},
+        {"relation": "linear", "layers": 1, "recent_events": 3},
+        {"feature_map": "softmax", "relation": "softmax", "recent_events": 2},
+    ],
+    ids=str,
+)
+def test_what_the_head_is_given_is_the_equations(changes: dict[str, Any]) -> None:
+    """[q ; X ; Y], layer by layer: X = X + W O + b, + the exact branch, + FFN(LN X); Y = X + attention of LN X among the real candidates."""
+    model, (history, candidates, context) = make_ifa(**changes), make_request()
+    caught: list[Tensor] = []
+    model.head.register_forward_pre_hook(lambda module, inputs: caught.extend(inputs[0]))
+    model(history, candidates, context)
+    lengths, sizes = history.lengths_B.tolist(), candidates.lengths_B.tolist()
+    keys_BLD, mask_BL = model._keys(history)
+    query_BCD = model.embedding.queries(candidates)
+    x = query_BCD
+    for i, layer in enumerate(model.layers):
+        normal = slow_norm(layer.norm, x)
+        whole = slow_cross(layer.whole, normal, keys_BLD, lengths)[0] if layer.whole is not None else None
+        read = slow_read(model.attention, (keys_BLD, mask_BL, history.times_BL, normal), i) if whole is None else whole
+        x = x + read @ layer.output.weight.T + layer.output.bias
+        if layer.recent is not None:
+            few = model.settings.recent_events
+            newest_BRD = torch.stack(
+                [nn.functional.pad(keys[max(0, n - few) : n], (0, 0, 0, few - min(n, few))) for keys, n in zip(keys_BLD, lengths, strict=True)]
+            )
+            x = x + slow_cross(layer.recent, normal, newest_BRD, [min(n, few) for n in lengths])[0] @ layer.recent_output.weight.T
+        norm, widen, _, _, narrow = layer.feed
+        inner = slow_norm(norm, x) @ widen.weight.T + widen.bias
+        x = x + (inner * 0.5 * (1 + torch.erf(inner / 2**0.5))) @ narrow.weight.T + narrow.bias
+    y = x
+    if model.relation is not None:
+        mask_BC = padding_mask(candidates.lengths_B, 6)
+        normal = slow_norm(model.relation.norm, x).masked_fill(~mask_BC.unsqueeze(-1), 0)
+        if model.relation.softmax is not None:
+            among = slow_cross(model.relation.softmax, normal, normal, sizes)[0]
+        else:
+            among = slow_read(model.relation.linear, (normal, mask_BC, torch.zeros(5, 6, dtype=torch.int64), normal), 0)
+        y = x + among @ model.relation.output.weight.T + model.relation.output.bias
+    real = padding_mask(candidates.lengths_B, 6)
+    assert len(caught) == 3
+    for found, expected in zip(caught, (query_BCD, x, y), strict=True):
+        torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_every_head_forgets_at_its_own_rate() -> None:
+    """The first head's half-life is the one asked for, each next head's a quarter of the one before, in every layer; and a half-life halves."""
+    model = make_ifa(half_life_days=8.0, heads=2, layers=2)
+    assert model.attention is not None
+    rates = model.attention.rates()
+    assert rates is not None
+    torch.testing.assert_close(0.6931471805599453 / rates, torch.tensor([8.0, 2.0, 8.0, 2.0], dtype=torch.float64), rtol=1e-5, atol=0)
+    state = model.state(make_history(1, (1,)))
+    later = state.at(state.times_B + 8 * DAY)
+    torch.testing.assert_close(later.norms_BGF, state.norms_BGF * torch.tensor([0.5, 0.0625, 0.5, 0.0625]).double().view(1, 4, 1), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(("feature_map", "half_life_days"), [("elu1", None), ("squared_relu", 2.0), ("shares", 2.0), ("linrec", None)])

@@ -150,6 +150,18 @@ def test_where_nothing_came_the_model_is_taken_over(toy_features_folder: Path, y
     assert read_json(out / "lineage.json") == read_json(yesterday / "lineage.json")
 
 
+def test_where_ids_have_moved_the_model_is_not_taken_over(toy_features_folder: Path, yesterday: Path, tmp_path: Path) -> None:
+    store, until = str(tmp_path / "store"), read_json(yesterday / "lineage.json")["trained_until"]
+    moved = dated(yesterday, tmp_path / "moved", until)
+    items = pq.read_table(moved / "vocabulary.parquet")
+    pq.write_table(items.take([1, 0, *range(2, len(items))]), moved / "vocabulary.parquet")
+    publish([moved], store)
+    out = tmp_path / "model"
+    train_or_continue(settings=SETTINGS, name="din", store=store, features=toy_features_folder, out=out, scratch=tmp_path / "scratch")
+    assert read_json(out / "lineage.json")["previous"] is None
+    assert (out / "vocabulary.parquet").read_bytes() == (yesterday / "vocabulary.parquet").read_bytes()
+
+
 def test_a_changed_setting_begins_anew_and_names_are_checked(toy_features_folder: Path, yesterday: Path, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     publish([yesterday], store)

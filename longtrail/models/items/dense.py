@@ -1,4 +1,4 @@
-"""One vector an item, in a table. N items, D width."""
+"""One vector an item, in a table: what every paper here starts from. That an unknown item reads zeros is our choice. N items, D width."""
 
 import torch
 from torch import Tensor, nn
