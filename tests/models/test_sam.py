@@ -148,11 +148,14 @@ def test_factored_equals_concatenated_in_float32() -> None:
     random = draws(3)
     keys_BLD, query_BCD, memory_BCD = (torch.randn(1, n, 32, generator=random) for n in (1000, 5, 5))
     with torch.no_grad():
-        fast_CL = layer(keys_BLD, torch.ones(1, 1000, dtype=torch.bool), query_BCD, memory_BCD)[0][0]
+        with Largest() as factored:
+            fast_CL = layer(keys_BLD, torch.ones(1, 1000, dtype=torch.bool), query_BCD, memory_BCD)[0][0]
         k, q, m = keys_BLD[0].unsqueeze(0), query_BCD[0].unsqueeze(1), memory_BCD[0].unsqueeze(1)
-        z = torch.cat([q - k, q * k, m - k, m * k], dim=-1)
-        slow_CL = torch.sigmoid(torch.sigmoid(z @ layer.first.flatten(0, 1) + layer.first_bias) @ layer.second + layer.second_bias)
+        with Largest() as concatenated:
+            z = torch.cat([q - k, q * k, m - k, m * k], dim=-1)
+            slow_CL = torch.sigmoid(torch.sigmoid(z @ layer.first.flatten(0, 1) + layer.first_bias) @ layer.second + layer.second_bias)
     torch.testing.assert_close(fast_CL, slow_CL, rtol=0, atol=1e-4)
+    assert concatenated.elements == 4 * 32 / 8 * factored.elements  # 4D numbers a pair against H
 
 
 def test_blocks_of_candidates_equal_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
