@@ -78,9 +78,10 @@ def environment(folder: Path, host: str, port: int) -> dict[str, str]:
         DEMO_VARIABLE: own_machine(host),
         "BENTOML_HOME": str(home),
         "PROMETHEUS_MULTIPROC_DIR": str(home / "metrics"),
-        "PYTHONPYCACHEPREFIX": str(folder / "pycache"),  # a Bento is not written to
+        # A Bento is not written to. Compiling its own code takes 0.3 s; the libraries' was compiled when they were installed, and is found beside them.
+        "PYTHONDONTWRITEBYTECODE": "1",
     }
-    inherited = {"NUMBA_CACHE_DIR": str(folder / "pycache" / "numba"), **KEPT_MEMORY, **os.environ}
+    inherited = {"NUMBA_CACHE_DIR": str(folder / "numba"), **KEPT_MEMORY, **os.environ}
     return {**inherited, **QUIET, **more}
 
 

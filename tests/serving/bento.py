@@ -127,7 +127,7 @@ def outputs() -> Outputs:
 
 @functools.cache
 def compiled() -> Path:
-    """Compiled code, kept from one service to the next: with a state folder of its own, each would compile all it imports for 7 s."""
+    """What numba compiled, kept from one service to the next: with a state folder of its own, each would compile it anew, for seconds."""
     folder = tempfile.TemporaryDirectory(prefix="longtrail-compiled-")
     _KEPT.append(folder)
     return Path(folder.name)
@@ -151,8 +151,8 @@ def server(bento: Path, state: Path, *, wait: float = 120) -> Iterator[tuple[htt
     """The packaged service, started as `make serve` does, and its process id; ready when this yields. Killed, with all it started, at the end."""
     port, output = free_port(), state.parent / f"{state.name}.out"
     state.mkdir(parents=True, exist_ok=True)
-    if not (state / "pycache").exists():
-        (state / "pycache").symlink_to(compiled())
+    if not (state / "numba").exists():
+        (state / "numba").symlink_to(compiled())
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "serving.run", "--bento", str(bento), "--port", str(port), "--state", str(state)]
     with output.open("wb") as text:

@@ -311,6 +311,7 @@ def test_the_log_is_the_next_ab_test(running: Running, tmp_path: Path) -> None:
 def test_the_running_service_did_not_touch_its_bento(running: Running) -> None:
     changed = [path for path in running.made.bento.rglob("*") if path.stat().st_mtime > running.started]
     assert not changed
+    assert not [*running.state.rglob("*.pyc")]  # nor were the libraries compiled anew: theirs are found where they were installed
 
 
 def test_the_workers_threads_wait_without_spinning(running: Running) -> None:
