@@ -78,7 +78,7 @@ def environment(folder: Path, host: str, port: int) -> dict[str, str]:
         DEMO_VARIABLE: own_machine(host),
         "BENTOML_HOME": str(home),
         "PROMETHEUS_MULTIPROC_DIR": str(home / "metrics"),
-        # A Bento is not written to. Compiling its own code takes 0.3 s; the libraries' was compiled when they were installed, and is found beside them.
+        # A Bento is not written to: its code compiles in 0.3 s, and that of the libraries was compiled when they were installed.
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     inherited = {"NUMBA_CACHE_DIR": str(folder / "numba"), **KEPT_MEMORY, **os.environ}
