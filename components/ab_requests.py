@@ -131,7 +131,7 @@ def request_features(feast: Path, requests: RequestSet) -> RequestFeatures:
     from features.point_in_time import PointInTime
 
     request_N, column_N = np.nonzero(requests.real)
-    values = PointInTime(feast).features(
+    values = PointInTime(feast, named=False).features(
         RANKING, requests.times_R[request_N], user_id=requests.users_R[request_N], item_id=requests.items_RC[request_N, column_N]
     )
     first_R = np.searchsorted(request_N, np.arange(len(requests.users_R)))

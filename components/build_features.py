@@ -33,7 +33,7 @@ _READ = (INTERACTIONS, IMPRESSIONS, ITEMS, USERS)
 def build_features(
     tables: Annotated[Path, typer.Option(help="the folder that ingest wrote")] = Path("build/tables"),
     validation: Annotated[Path, typer.Option(help="the folder that validate wrote; a failed result stops this step")] = Path("build/validation"),
-    params: Annotated[Path, typer.Option(help="settings: sections `features` and `split`")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="settings: sections `features`, `split` and `ingest`")] = Path("params.yaml"),
     features: Annotated[Path, typer.Option(help="output: histories, examples, targets, catalogue and the Feast repository")] = Path("build/features"),
 ) -> None:
     """Turn validated tables into everything that models learn from and the service reads.

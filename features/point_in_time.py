@@ -18,9 +18,13 @@ _STAMP = "event_timestamp"
 class PointInTime:
     """Asks a Feast repository what was available strictly before each row's time."""
 
-    def __init__(self, feast: Path) -> None:
-        """`feast` is the folder that build_features writes. Raises FeatureStoreError where it is no repository."""
-        self._store = open_repository(feast, offline=True)
+    def __init__(self, feast: Path, *, named: bool = True) -> None:
+        """`feast` is the folder that build_features writes.
+
+        The joins are those of the offline store that it names; with `named` False DuckDB's, which give the same values: who asks for a sample's
+        rows then needs no Spark. Raises FeatureStoreError where it is no repository.
+        """
+        self._store = open_repository(feast, offline=named)
 
     def features(self, service: str, times_n: Ints, **keys_n: Ints) -> dict[str, Ints]:
         """The fields of `service` for each row, in the order of the rows: int64 [n] by name, 0 where nothing was available.

@@ -12,13 +12,13 @@ from longtrail.config import Config, load_config
 from longtrail.errors import ConfigError
 from longtrail.files import atomic_file
 from pipelines import steps
-from pipelines.placing import VOLUME, pinned, placed
+from pipelines.placing import VOLUME, pinned, placed, placement
 
 # The sections of params.yaml that each step reads: the `params` of the stage of the same name in dvc.yaml.
 SECTIONS = {
     "ingest": ("dataset", "ingest"),
     "validate": ("validation", "split"),
-    "build_features": ("features", "split"),
+    "build_features": ("features", "split", "ingest"),  # the engine, its memory and threads
     "train": ("models", "pipeline", "training", "selection"),
     "evaluate": ("evaluation", "retrieval"),
     "select": ("selection", "models", "pipeline", "serving"),
@@ -36,9 +36,9 @@ def build(config: Config) -> Any:
     """The pipeline function, placed by `config.cluster` and with `config`'s other sections as the defaults of its parameters.
 
     Everything stands in an exit handler, so that a report follows a run however it ended. With `cluster.previous`, models go on from those of
-    the run before and are left for the next.
+    the run before and are left for the next. Raises ConfigError where a step runs Spark and no image with Spark is named.
     """
-    cluster = config.cluster
+    cluster = placement(config)
     store = cluster.previous or ""
     if store and "://" not in store:
         store = str(PurePosixPath(VOLUME) / store)
@@ -104,8 +104,9 @@ def write(config: Config, out: Path) -> None:
 
 def uncached(config: Config) -> str:
     """A sentence on the steps that are never cached because of their images; empty where there is none."""
-    moving = sorted({config.cluster.of(step).image for step in SECTIONS if not pinned(config.cluster.of(step).image)})
-    if not moving or not config.cluster.caching:
+    cluster = placement(config)
+    moving = sorted({cluster.of(step).image for step in SECTIONS if not pinned(cluster.of(step).image)})
+    if not moving or not cluster.caching:
         return ""
     return f"{', '.join(moving)}: a tag that moves, so nothing is taken from the cache; name a version or a digest (cluster.image)"
 

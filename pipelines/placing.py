@@ -5,7 +5,8 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from longtrail.config import ClusterSettings
+from longtrail.config import ClusterSettings, Config, StepSettings
+from longtrail.errors import ConfigError
 from pipelines.attempts import RETRIES, WAIT
 
 STORE_STEPS = ("build_features", "package")  # what opens the online store
@@ -25,6 +26,29 @@ def pinned(image: str) -> bool:
         return DIGEST.search(image) is not None
     _, colon, tag = image.rpartition("/")[2].partition(":")
     return bool(colon and tag) and tag.lower() not in MOVING_TAGS and not tag.endswith("-dirty")
+
+
+def runs_spark(step: str, config: Config) -> bool:
+    """Whether `step` needs pyspark and Java."""
+    by_feast = step == "build_features" and config.features.offline_store == "spark"
+    return by_feast or (step in ("ingest", "build_features") and config.ingest.engine == "spark")
+
+
+def placement(config: Config) -> ClusterSettings:
+    """`config.cluster`, in which each step that runs Spark has an image for it: its own, or `spark_image`. Raises ConfigError where neither is."""
+    cluster = config.cluster
+    steps = dict(cluster.steps)
+    for step in ("ingest", "build_features"):
+        own = steps.get(step, StepSettings())  # type: ignore[call-overload]
+        if not runs_spark(step, config) or own.image:
+            continue
+        if cluster.spark_image is None:
+            raise ConfigError(
+                f"params.yaml: cluster.spark_image: {step} runs Spark by ingest.engine or features.offline_store; expected the image that has it "
+                "(make images push IMAGES=spark), or one of its own in cluster.steps"
+            )
+        steps[step] = own.model_copy(update={"image": cluster.spark_image})  # type: ignore[index]
+    return cluster.model_copy(update={"steps": steps})
 
 
 def cached(step: str, cluster: ClusterSettings) -> bool:

@@ -21,6 +21,7 @@ from components.command import run
 from longtrail.config import Config, load_config, parse_config
 from longtrail.errors import ConfigError
 from pipelines.kubeflow import SECTIONS, settings_of, uncached, write
+from pipelines.placing import runs_spark
 
 TOKEN = "LONGTRAIL_KFP_TOKEN"
 CRON_FIELDS = ("second", "minute", "hour", "day of month", "month", "day of week")
@@ -171,7 +172,8 @@ def _check(name: str, value: Any, config: Config) -> None:
     strange = sorted(set(value) - set(SECTIONS[step])) if isinstance(value, dict) else [type(value).__name__]
     if strange:
         raise ConfigError(f"--param {name}: {', '.join(strange)}: unknown; expected {', '.join(SECTIONS[step])}")
-    parse_config(value, name=f"--param {name}")
+    if runs_spark(step, parse_config(value, name=f"--param {name}")) and not runs_spark(step, config):
+        raise ConfigError(f"--param {name}: it asks for Spark, and images are chosen when the pipeline is compiled; expected it in params.yaml")
 
 
 def body(submission: Submission) -> dict[str, Any]:

@@ -64,6 +64,11 @@ class ClusterSettings(Settings):
     data_image: str | None = Field(
         None, description="a smaller one for look, ingest, validate, build_features and report (longtrail-data); null: `image`"
     )
+    spark_image: str | None = Field(
+        None,
+        description="the image of the steps that run Spark (longtrail-spark): ingest and build_features where `ingest.engine` is spark, "
+        "build_features where `features.offline_store` is; null: these steps must have an image of their own in `steps`",
+    )
     caching: bool = Field(True, description="reuse what a step wrote before for the same inputs and image; never done for an image whose tag moves")
     parallelism: Positive = Field(2, description="models trained at the same time")
     cpu: Cpu = "2"

@@ -7,6 +7,7 @@ CSV (quotes, encodings, rows that do not fit their header) has one implementatio
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ def open_session(settings: SparkSettings, *, spill: Path) -> tuple[Any, bool]:
     try:
         from pyspark.sql import SparkSession
     except ModuleNotFoundError:
-        raise ConfigError("params.yaml asks for Spark, but pyspark is not installed; expected pip install 'longtrail[spark]'") from None
+        instead = "pip install 'longtrail[spark]', or on a cluster cluster.spark_image"
+        raise ConfigError(f"params.yaml asks for Spark, but pyspark is not installed; expected {instead}") from None
     active = SparkSession.getActiveSession()
     if active is None and not (os.environ.get("JAVA_HOME") or shutil.which("java")):
         raise ConfigError("params.yaml asks for Spark, but there is no Java: expected java on the PATH, or JAVA_HOME; Spark 4 needs 17 or 21")
@@ -163,6 +165,8 @@ def context_options(settings: SparkSettings) -> dict[str, str]:
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",
+        # Nothing is kept there, but Spark makes the folder, and the one it would choose, where it was started, may be read-only.
+        "spark.sql.warehouse.dir": f"{tempfile.gettempdir()}/spark-warehouse",
     }
     if settings.master.startswith("local"):
         options |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}

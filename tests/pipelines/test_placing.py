@@ -14,7 +14,7 @@ from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConf
 from longtrail.config import ClusterSettings, parse_config
 from longtrail.config.cluster import STEPS
 from longtrail.errors import ConfigError
-from pipelines.kubeflow import SECTIONS, uncached, write
+from pipelines.kubeflow import SECTIONS, settings_of, uncached, write
 from pipelines.placing import pinned
 from pipelines.steps import ClassificationMetrics
 from tests.pipelines.test_graph import tasks_of
@@ -95,6 +95,39 @@ def test_images_are_the_step_s_own_over_the_cluster_s(whole: Any) -> None:
     images = {step: container["image"] for step, container in whole[1].items()}
     assert {step for step, image in images.items() if image == CLUSTER["data_image"]} == {"look", "ingest", "validate", "build_features", "report"}
     assert images["ab_test"] == "registry.example/other:latest" and images["train"] == CLUSTER["image"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"ingest": {"engine": "spark"}}, {"ingest", "build_features"}),
+        ({"features": {"offline_store": "spark"}}, {"build_features"}),
+        ({"ingest": {"engine": "spark"}, "cluster": {"steps": {"ingest": {"image": "mine:1", "cpu": "16"}}}}, {"build_features"}),
+        ({}, set()),
+    ],
+)
+def test_a_step_that_runs_spark_gets_the_image_that_has_it(settings: dict[str, Any], steps: set[str], tmp_path: Path) -> None:
+    own = settings.get("cluster", {})
+    cluster = {"image": "longtrail-train:1", "data_image": "longtrail-data:1", "spark_image": "longtrail-spark:1", **own}
+    write(parse_config(settings | {"cluster": cluster}), tmp_path / "pipeline.yaml")
+    executors = next(iter(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())))["deploymentSpec"]["executors"]
+    images = {name.removeprefix("exec-").replace("-", "_"): executor["container"]["image"] for name, executor in executors.items()}
+    assert {step for step, image in images.items() if image == "longtrail-spark:1"} == steps
+    assert images["validate"] == "longtrail-data:1" and images["ab_test"] == "longtrail-train:1"
+    if own:
+        assert images["ingest"] == "mine:1"
+    without = settings | {"cluster": {"image": "longtrail-train:1", **own}}
+    if steps:
+        with pytest.raises(ConfigError, match=rf"cluster\.spark_image: {min(steps, key=list(SECTIONS).index)} runs Spark"):
+            write(parse_config(without), tmp_path / "refused.yaml")
+        assert not (tmp_path / "refused.yaml").exists()
+
+
+def test_the_engine_s_settings_reach_both_steps_that_use_it() -> None:
+    config = parse_config({"ingest": {"engine": "spark", "memory_limit": "7GB", "spark": {"driver_memory": "9g"}}})
+    for step in ("ingest", "build_features"):
+        ingest = settings_of(step, config)["ingest"]
+        assert (ingest["engine"], ingest["memory_limit"], ingest["spark"]["driver_memory"]) == ("spark", "7GB", "9g")
 
 
 def test_nodes_labels_and_tolerations(whole: Any, plain: Any) -> None:

@@ -178,6 +178,8 @@ def test_schedules() -> None:
         ("train_settings.training.seed.deep=3", "something that has no names"),
         ("ab_test_settings={", "is not YAML"),
         ("ab_test_settings=7", "int: unknown"),
+        ("ingest_settings.ingest.engine=spark", "images are chosen when the pipeline is compiled"),
+        ("build_features_settings.features.offline_store=spark", "images are chosen when the pipeline is compiled"),
     ],
 )
 def test_parameters_are_checked_before_they_are_sent(entry: str, says: str) -> None:
