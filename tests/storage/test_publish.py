@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from components.fetch import fetch
+from components.package import seal
 from components.publish import publish
 from components.remote import locate
 from longtrail.errors import StorageError
@@ -48,6 +49,28 @@ def test_it_comes_back_byte_for_byte(s3: S3, folder: Path, tmp_path: Path) -> No
     assert len(hash_files(folder)) == FILES
     blobs = [name for name in s3.objects("whole/") if "/blobs/" in name]
     assert len(blobs) == FILES - 1, "equal files are stored once"
+
+
+def test_a_bento_comes_from_where_kubeflow_left_it(s3: S3, tmp_path: Path) -> None:
+    s3.forget()
+    bento, back = tmp_path / "bento", tmp_path / "back"
+    (bento / "src" / "artifacts" / "ranker").mkdir(parents=True)
+    (bento / "bento.yaml").write_text("labels: {}")
+    (bento / "src" / "code.py").write_text("x = 1\n")
+    (bento / "src" / "artifacts" / "ranker" / "model.bin").write_bytes(b"weights")
+    (bento / "src" / "artifacts" / "manifest.json").write_text("{}")
+    seal(bento / "src" / "artifacts")
+    store, place = locate(address("kubeflow/run/package/bento"))
+    store.put(f"{bento}/", place, recursive=True)
+    fetch(address("kubeflow/run/package/bento"), back)
+    assert hash_files(back) == hash_files(bento)
+    store.pipe_file(f"{place}/src/artifacts/ranker/model.bin", b"weighty")
+    with pytest.raises(StorageError, match=r"src/artifacts: ranker/model\.bin: expected SHA-256"):
+        fetch(address("kubeflow/run/package/bento"), back)
+    store.rm_file(f"{place}/src/artifacts/manifest.json")
+    with pytest.raises(StorageError, match="no hashes; expected a Bento"):
+        fetch(address("kubeflow/run/package/bento"), back)
+    assert hash_files(back) == hash_files(bento)  # as it was
 
 
 def test_an_upload_that_is_killed_is_nothing_and_the_next_one_goes_on(s3: S3, folder: Path, tmp_path: Path) -> None:
