@@ -56,11 +56,22 @@ def assert_new_ids_are_read_as_unknown(model: nn.Module) -> None:
         assert torch.equal(model.eval().user_vectors(near), model.user_vectors(far))
 
 
+def assert_empty_histories_are_alike(model: nn.Module) -> None:
+    """Finite and one vector for all of them, also where the whole batch is empty, whatever the padded width."""
+    model = model.double().eval()
+    with torch.no_grad():
+        narrow, wide = (model.user_vectors(make_history(5, (0, 0), places=places)) for places in (1, 15))
+    assert torch.isfinite(narrow).all()
+    torch.testing.assert_close(narrow, narrow[:1].expand_as(narrow), **EXACT)
+    torch.testing.assert_close(narrow, wide, **EXACT)
+
+
 UNTRAINED = (
     assert_vectors_fit_each_other,
     assert_padding_content_changes_nothing,
     assert_more_padding_changes_nothing,
     assert_batch_of_one_equals_batch_of_many,
+    assert_empty_histories_are_alike,
     assert_new_ids_are_read_as_unknown,
 )
 
@@ -147,14 +158,17 @@ ENCODERS = (
 
 
 def assert_the_future_changes_nothing(model: nn.Module) -> None:
-    """Sequence encoders: `states` at t are bit-equal whatever stands after t."""
-    history = make_history(2, (9, 9, 9))
+    """Sequence encoders: `states` at t are bit-equal whatever stands after t: items, categories, actions and times, all at once; known or not."""
+    history, places_L = make_history(2, (9, 9, 9)), torch.arange(9)
+    names = ("items_BL", "categories_BL", "actions_BL", "times_BL")
     with torch.no_grad():
         states_BLD = model.eval().states(history)
         for t in range(9):
-            items_BL = history.items_BL.clone()
-            items_BL[:, t + 1 :] = items_BL[:, t + 1 :] % SIZES.items + 1
-            assert torch.equal(model.states(replace(history, items_BL=items_BL))[:, : t + 1], states_BLD[:, : t + 1]), t
+            for other in (make_history(3 + t, (9, 9, 9)), with_garbage(history, places_L.expand(3, 9) <= t)):
+                future = {name: torch.where(places_L > t, getattr(other, name), getattr(history, name)) for name in names}
+                assert torch.equal(model.states(replace(history, **future))[:, : t + 1], states_BLD[:, : t + 1]), t
+        first = model.states(make_history(3, (9, 9, 9)))
+        assert not torch.equal(first[:, 0], states_BLD[:, 0])  # what is read at all is read from the first place on
 
 
 def assert_prefixes_have_their_own_vectors(model: nn.Module) -> None:

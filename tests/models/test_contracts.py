@@ -1,5 +1,6 @@
 """Every model against every assertion of tests/contracts."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ RETRIEVERS: dict[str, Any] = {
     "bert4rec": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20),
     "bert4rec recjpq": BERT4RecSettings(width=8, blocks=1, heads=1, max_history=20, max_masked=2, mask_share=1.0, **RECJPQ),
     "bert4rec blossom": BERT4RecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM, selector="compressed")),
+    "bert4rec blossom recjpq": BERT4RecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**{**BLOSSOM, "selected": 4}), **RECJPQ),
     "gru4rec": GRU4RecSettings(width=8),
     "gru4rec recjpq": GRU4RecSettings(width=8, layers=2, **RECJPQ),
 }
@@ -175,8 +177,17 @@ def test_every_model_on_disk(settings: Any, tmp_path: Path) -> None:
 
 
 def test_every_kind_of_the_registry_is_held_to_the_contracts() -> None:
-    tried = {(s.stage, s.kind) for s in (RANKERS | RETRIEVERS | COUNTED).values()}
-    assert tried == set(MODELS)
+    """Every kind, with every item table it can have and every attention it can have."""
+    tried, wanted = set(), set()
+    for settings in (RANKERS | RETRIEVERS | COUNTED).values():
+        slots = [(name, getattr(settings, name).kind) for name in ("items", "attention") if hasattr(settings, name)]
+        tried.add((settings.stage, settings.kind, *slots))
+        tables = ("dense", "recjpq") if hasattr(settings, "items") else (None,)
+        attentions = ("full", "blossom") if hasattr(settings, "attention") else (None,)
+        for table, attention in itertools.product(tables, attentions):
+            wanted.add((settings.stage, settings.kind, *((n, k) for n, k in (("items", table), ("attention", attention)) if k)))
+    assert tried == wanted
+    assert {(stage, kind) for stage, kind, *_ in tried} == set(MODELS)
 
 
 @names(RANKERS | RETRIEVERS)

@@ -67,6 +67,20 @@ def test_one_pass_of_sam_is_this_attention() -> None:
             torch.testing.assert_close(found, expected, **CLOSE)
 
 
+@torch.no_grad()
+def test_the_intensity_of_an_interest_survives() -> None:
+    """By default, as in the papers, weights are not normalised: every behaviour twice is twice the read, of DIN and of SAM; not so with a softmax."""
+    for kind, factor in ((DINSettings().attention_weights, 2.0), ("sigmoid", 2.0), ("softmax", 1.0)):
+        model = make_din(attention_weights=kind)
+        keys_BLD, mask_BL, _, query_BCD = random_inputs(model, (1, 9, 3), seed=1)  # type: ignore[arg-type]
+        (_, once), (_, twice) = (model.attention(keys_BLD.repeat(1, n, 1), mask_BL.repeat(1, n), query_BCD) for n in (1, 2))
+        torch.testing.assert_close(twice, factor * once, **CLOSE)
+    for kind, factor in ((SAMSettings().attention_weights, 2.0), ("softmax", 1.0)):
+        (one,) = SAM(SAMSettings(width=3, passes=1, attention_weights=kind), SIZES).double().passes
+        (_, once), (_, twice) = (one(keys_BLD.repeat(1, n, 1), mask_BL.repeat(1, n), query_BCD, query_BCD) for n in (1, 2))
+        torch.testing.assert_close(twice, factor * once, **CLOSE)
+
+
 @pytest.mark.parametrize("kind", ["linear", "sigmoid", "softmax"])
 def test_an_empty_history_has_no_weight(kind: str) -> None:
     model = make_din(attention_weights=kind)
