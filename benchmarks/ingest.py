@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,14 +48,16 @@ json.dump(counts, open({out!r} + ".json", "w"))
 """
 
 
-def generate(folder: Path, events: int, seed: int = 0) -> dict[str, Path]:
-    """One log as CSV and as Parquet: a year of events, Zipf items, uneven users, 1 row in 1,000 a repeat of the row before it."""
+def generate(folder: Path, events: int, seed: int = 0, *, csv: bool = True) -> dict[str, Path]:
+    """One log as CSV (unless `csv` is False) and as Parquet: a year of events, Zipf items, uneven users, 1 row in 1,000 repeated."""
     files = {"csv": folder / "log.csv", "parquet": folder / "log.parquet"}
     rng = np.random.default_rng(seed)
     users, items = max(events // 200, 1), max(events // 100, 1)
     schema = pa.schema({"user": pa.string(), "item": pa.int64(), "ts": pa.int64(), "event": pa.string(), "seconds": pa.float64()})
     actions = pa.array(["view", "click", "purchase"])
-    with pyarrow.csv.CSVWriter(files["csv"], schema) as text, pq.ParquetWriter(files["parquet"], schema, compression="zstd") as packed:
+    with ExitStack() as stack:
+        packed = stack.enter_context(pq.ParquetWriter(files["parquet"], schema, compression="zstd"))
+        text = stack.enter_context(pyarrow.csv.CSVWriter(files["csv"], schema)) if csv else None
         for start in range(0, events, CHUNK):
             n = min(CHUNK, events - start)
             user = (users * rng.random(n) ** 2).astype(np.int64)
@@ -67,7 +70,8 @@ def generate(folder: Path, events: int, seed: int = 0) -> dict[str, Path]:
                 column[again] = column[again - 1]
             names = pa.compute.binary_join_element_wise("user", pa.array(user).cast(pa.string()), "-")
             block = pa.table([names, item, time_s, actions.take(pa.array(action)), np.round(rng.exponential(30, n), 1)], schema=schema)
-            text.write_table(block)
+            if text is not None:
+                text.write_table(block)
             packed.write_table(block)
     return files
 

@@ -6,7 +6,7 @@ import logging
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import typer
 
 from components.command import run
-from components.labels import Split, divide, write_examples, write_targets
+from components.labels import write_examples, write_targets
 from features import definitions, sources
 from features.online import OnlineFeatures, check_redis
 from features.point_in_time import PointInTime
@@ -25,6 +25,10 @@ from longtrail.files import atomic_directory, hash_path, read_json, write_json
 from longtrail.history import HistoryStore, build_history
 from longtrail.schema import CATALOGUE, IMPRESSIONS, INTERACTIONS, ITEMS, USERS
 from longtrail.splits import TRAIN
+
+if TYPE_CHECKING:
+    from longtrail.division import Split
+    from longtrail.engines import Engine
 
 log = logging.getLogger(__name__)
 _READ = (INTERACTIONS, IMPRESSIONS, ITEMS, USERS)
@@ -52,31 +56,33 @@ def build_features(
 
 
 def _build(tables: Path, config: Config, counts: dict[str, Any], out: Path) -> None:
+    from longtrail.division import divide
+    from longtrail.engines import open_engine
+
     users = pq.read_metadata(tables / "users.parquet").num_rows
     hashes = {"tables": _tables_hash(tables), "feature_definitions": definitions_hash()}
     feast, spill = out / "feast", out / ".spill"
-    limits = (config.ingest.memory_limit, config.ingest.threads, spill)
-    with sources.duckdb_session(*limits) as connection, duckdb_for_feast(*limits):
-        split = divide(tables, config.split, users)
+    engine = open_engine(spill / "engine", config.ingest)
+    try:
+        split = divide(engine, tables, config.split, users)
         shards = config.features.history_shards
         store = build_history(tables / "interactions.parquet", out / "history", users=users, actions=counts["actions"], shards=shards)
-        catalogue, prior = _catalogue(connection, tables, split, store)
-        pq.write_table(catalogue, out / "catalogue.parquet", compression="zstd")
         log.info("history store: %s events of %s users", f"{store.events:,}", f"{users:,}")
-        offline = feast / "offline"
-        _write_sources(config, tables, offline, spill / "engine")
-        length = config.features.online_history_length
-        sources.write_histories(connection, store, offline / f"{definitions.CLOCK}.parquet", length, offline / f"{definitions.HISTORY}.parquet")
-        log.info("Feast: sources of %d views written", len(sources.COUNTS) + 1)
-        write_repository(feast, project_name(hashes, config.features), config.features, config.ingest.spark)
-        apply(feast, length)
-        point_in_time = PointInTime(feast)
-        rows: dict[str, Any] = write_examples(connection, point_in_time, tables, split, out / "examples")
-        for name, targets in write_targets(connection, point_in_time, tables, split, out / "targets").items():
-            rows[name]["targets"] = targets
-        materialise(feast)
+        catalogue, prior = _catalogue(engine, tables, split, store)
+        pq.write_table(catalogue, out / "catalogue.parquet", compression="zstd")
+        _write_repository(engine, tables, config, store, feast, project_name(hashes, config.features))
+        with duckdb_for_feast(config.ingest.memory_limit, config.ingest.threads, spill):
+            point_in_time = PointInTime(feast)
+            rows: dict[str, Any] = write_examples(engine, point_in_time, split, out / "examples")
+            for name, targets in write_targets(engine, point_in_time, split, out / "targets").items():
+                rows[name]["targets"] = targets
+            materialise(feast)
         OnlineFeatures(feast).remember_snapshot()
-        log.info("Feast: online store (%s) holds the newest %d events of each user", config.features.online_store, length)
+        log.info(
+            "Feast: online store (%s) holds the newest %d events of each user", config.features.online_store, config.features.online_history_length
+        )
+    finally:
+        engine.disconnect()
     shutil.rmtree(spill, ignore_errors=True)
     shutil.copyfile(tables / "users.parquet", out / "users.parquet")
     np.save(out / "train_lengths.npy", split.lengths)
@@ -92,15 +98,15 @@ def _build(tables: Path, config: Config, counts: dict[str, Any], out: Path) -> N
     write_json(out / "features.json", summary)
 
 
-def _write_sources(config: Config, tables: Path, offline: Path, folder: Path) -> None:
-    from longtrail.engines import open_engine
-
-    engine = open_engine(folder, config.ingest)
-    try:
-        for view in sources.COUNTS:
-            sources.write_cumulative(engine, view, tables, offline / f"{view}.parquet")
-    finally:
-        engine.disconnect()
+def _write_repository(engine: "Engine", tables: Path, config: Config, store: HistoryStore, feast: Path, project: str) -> None:
+    """Feast's sources, its configuration and its registry."""
+    offline, length = feast / "offline", config.features.online_history_length
+    for view in sources.COUNTS:
+        sources.write_cumulative(engine, view, tables, offline / f"{view}.parquet")
+    sources.write_histories(engine, store, offline / f"{definitions.CLOCK}.parquet", length, offline / f"{definitions.HISTORY}.parquet")
+    log.info("Feast: sources of %d views written", len(sources.COUNTS) + 1)
+    write_repository(feast, project, config.features, config.ingest.spark)
+    apply(feast, length)
 
 
 def definitions_hash() -> str:
@@ -126,28 +132,32 @@ def _tables_hash(tables: Path) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
-def _catalogue(connection: Any, tables: Path, split: Split, store: HistoryStore) -> tuple[pa.Table, float]:
+def _catalogue(engine: "Engine", tables: Path, split: "Split", store: HistoryStore) -> tuple[pa.Table, float]:
     """The catalogue table, and the click rate of the training impressions (0 where there are none)."""
-    items = connection.sql(f"SELECT * FROM read_parquet({sources.literal(tables / 'items.parquet')}) ORDER BY item_id").to_arrow_table()
-    count = items.num_rows
-    shown = pq.read_table(tables / "impressions.parquet", columns=["item_id", "click"])
-    shown_n, clicked_n, training_n = shown["item_id"].to_numpy(), shown["click"].to_numpy() == 1, split.impressions == TRAIN
-    done_n = pq.read_table(tables / "interactions.parquet", columns=["item_id"])["item_id"].to_numpy()
-
-    def per_item(items_n: np.ndarray) -> pa.Array:
-        return pa.array(np.bincount(items_n, minlength=count + 1)[1:].astype(np.int64))
-
+    items = engine.fetch(engine.parquet(tables / "items.parquet").order_by("item_id"))
+    shown, done = engine.parquet(tables / "impressions.parquet"), engine.parquet(tables / "interactions.parquet")
+    impressions, clicks = _per_item(engine, shown, items.num_rows)
+    train_impressions, train_clicks = _per_item(engine, split.rows(IMPRESSIONS, TRAIN), items.num_rows)
     counts = {
-        "train_events": pa.array(_training_events(store, split.lengths, count)[1:]),
-        "train_impressions": per_item(shown_n[training_n]),
-        "train_clicks": per_item(shown_n[training_n & clicked_n]),
-        "item_events": per_item(done_n),
-        "item_impressions": per_item(shown_n),
-        "item_clicks": per_item(shown_n[clicked_n]),
+        "train_events": _training_events(store, split.lengths, items.num_rows)[1:],
+        "train_impressions": train_impressions,
+        "train_clicks": train_clicks,
+        "item_events": _per_item(engine, done.mutate(click=0), items.num_rows)[0],
+        "item_impressions": impressions,
+        "item_clicks": clicks,
     }
-    columns = [counts[name] if name in counts else items[name] for name in CATALOGUE.names]
-    prior = float(clicked_n[training_n].mean()) if training_n.any() else 0.0
+    columns = [pa.array(counts[name]) if name in counts else items[name] for name in CATALOGUE.names]
+    prior = float(train_clicks.sum() / train_impressions.sum()) if train_impressions.any() else 0.0
     return pa.table(columns, names=CATALOGUE.names).cast(CATALOGUE.arrow()), prior
+
+
+def _per_item(engine: "Engine", rows: Any, items: int) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [N] each: rows and clicks of items 1..N."""
+    counted = engine.fetch(rows.group_by("item_id").agg(n=rows.count(), clicks=rows.click.cast("int64").sum().cast("int64")))
+    found = np.zeros((2, items + 1), dtype=np.int64)
+    for total, name in zip(found, ("n", "clicks"), strict=True):
+        total[counted["item_id"].to_numpy()] = counted[name].to_numpy()
+    return found[0, 1:], found[1, 1:]
 
 
 def _training_events(store: HistoryStore, lengths: np.ndarray, items: int) -> np.ndarray:
@@ -158,7 +168,7 @@ def _training_events(store: HistoryStore, lengths: np.ndarray, items: int) -> np
     return total
 
 
-def _iso(split: Split, bound: int) -> str | None:
+def _iso(split: "Split", bound: int) -> str | None:
     if split.bounds is None:
         return None
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=split.bounds[bound])).isoformat()

@@ -1,12 +1,13 @@
 """Training examples and retrieval targets: rows of the log as pointers, with what was available strictly before them, split in time.
 
-Rows stream from DuckDB through Feast's point-in-time join to Parquet, a million at a time, so that memory does not grow with the log.
+Three steps for each split, of which none holds more than a block of rows: the engine sorts the rows into a file of labels, Feast joins that file with
+what was available (features/point_in_time.py), and both, in the same order, become the output.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,131 +16,102 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from features.definitions import RANKING, RETRIEVAL
-from features.point_in_time import PointInTime
-from features.sources import literal
-from longtrail.config import SplitSettings
+from features.point_in_time import ROW, STAMP, PointInTime
 from longtrail.files import atomic_file
-from longtrail.schema import EXAMPLES, TARGETS, Table
-from longtrail.splits import SPLITS, TRAIN, VALID, leave_one_out, split_bounds, temporal_split, train_lengths
+from longtrail.schema import EXAMPLES, IMPRESSIONS, INTERACTIONS, TARGETS, Table
+from longtrail.splits import SPLITS, TEST, TRAIN, VALID
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+
+    from longtrail.division import Split
+    from longtrail.engines import Engine
 
 CHUNK = 1_000_000
 log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
-Codes = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Which split (an index of SPLITS) each row of a table belongs to, in the order of its file; `bounds` (µs) where it is global in time."""
-
-    kind: str
-    bounds: tuple[int, int] | None
-    impressions: Codes
-    interactions: Codes
-    lengths: Ints  # [U + 1], events of each user in the training period
-
-
-def divide(tables: Path, settings: SplitSettings, users: int) -> Split:
-    """Divide both tables. Raises EvaluationError where the log is too short for its splits."""
-    shown = _times(tables / "impressions.parquet", "user_id", "timestamp")
-    done = _times(tables / "interactions.parquet", "user_id", "timestamp", "available_at")
-    if settings.kind == "temporal":
-        bounds = split_bounds(shown["timestamp"] if len(shown["timestamp"]) else done["timestamp"], settings)
-        impressions, interactions = temporal_split(shown["timestamp"], bounds), temporal_split(done["timestamp"], bounds)
-        lengths = train_lengths(done["user_id"], done["available_at"], users=users, bounds=bounds)
-        return Split(kind=settings.kind, bounds=bounds, impressions=impressions, interactions=interactions, lengths=lengths)
-    requests = pq.read_table(tables / "impressions.parquet", columns=["request_id"])["request_id"].combine_chunks().dictionary_encode()
-    return Split(
-        kind=settings.kind,
-        bounds=None,
-        impressions=leave_one_out(shown["user_id"], shown["timestamp"], requests_n=requests.indices.to_numpy()),
-        interactions=leave_one_out(done["user_id"], done["available_at"], done["timestamp"]),
-        lengths=train_lengths(done["user_id"], done["available_at"], users=users, bounds=None),
-    )
-
-
-def write_examples(connection: Any, point_in_time: PointInTime, tables: Path, split: Split, folder: Path) -> dict[str, dict[str, int]]:
+def write_examples(engine: "Engine", point_in_time: PointInTime, split: "Split", folder: Path) -> dict[str, dict[str, int]]:
     """Write NAME.parquet for each split, EXAMPLES sorted by timestamp, request_id, position; returns {split: {examples, requests}}."""
     counts = {}
-    source = tables / "impressions.parquet"
     for code, name in enumerate(SPLITS):
-        out = folder / f"{name}.parquet"
-        rows = _write(connection, point_in_time, RANKING, source, split.impressions, code, "timestamp, request_id, position", EXAMPLES, out)
-        distinct = connection.sql(f"SELECT count(DISTINCT request_id) FROM read_parquet({literal(out)})").fetchall()[0][0]
-        counts[name] = {"examples": rows, "requests": distinct}
-        log.info("%s: %s examples in %s requests", name, f"{rows:,}", f"{distinct:,}")
+        rows = split.rows(IMPRESSIONS, code)
+        ordered = rows.order_by("timestamp", "request_id", "position")
+        written = _write(engine, point_in_time, RANKING, ordered, EXAMPLES, folder / f"{name}.parquet")
+        distinct = engine.fetch(rows.agg(n=rows.request_id.nunique()))["n"][0].as_py()
+        counts[name] = {"examples": written, "requests": distinct}
+        log.info("%s: %s examples in %s requests", name, f"{written:,}", f"{distinct:,}")
     return counts
 
 
-def write_targets(connection: Any, point_in_time: PointInTime, tables: Path, split: Split, folder: Path) -> dict[str, int]:
+def write_targets(engine: "Engine", point_in_time: PointInTime, split: "Split", folder: Path) -> dict[str, int]:
     """Write valid.parquet and test.parquet, TARGETS sorted by user_id, timestamp; returns the interactions of each split.
 
     With leave-one-out a target's history is all that stands before it in its user's history, as in the papers' protocol: logs with coarse or tied
     times would otherwise lose the end of it (MovieLens-1M: six events of the median user). With the temporal split it is what was available
     strictly before the target's time, which is what the service could have read.
     """
-    counts = {SPLITS[TRAIN]: int((split.interactions == TRAIN).sum())}
-    order = "user_id, timestamp, file_row_number"
-    for code, name in enumerate(SPLITS):
-        if code != TRAIN:
-            out, source = folder / f"{name}.parquet", tables / "interactions.parquet"
-            lengths = None if split.bounds is not None else split.lengths + (code - VALID)
-            counts[name] = _write(connection, point_in_time, RETRIEVAL, source, split.interactions, code, order, TARGETS, out, lengths)
-            log.info("%s: %s next items to retrieve", name, f"{counts[name]:,}")
+    trained = split.rows(INTERACTIONS, TRAIN)
+    counts = {SPLITS[TRAIN]: engine.fetch(trained.agg(n=trained.count()))["n"][0].as_py()}
+    for code in (VALID, TEST):
+        name = SPLITS[code]
+        ordered = split.rows(INTERACTIONS, code).order_by("user_id", "timestamp", "row")
+        lengths = None if split.bounds is not None else split.lengths + (code - VALID)
+        counts[name] = _write(engine, point_in_time, RETRIEVAL, ordered, TARGETS, folder / f"{name}.parquet", lengths)
+        log.info("%s: %s next items to retrieve", name, f"{counts[name]:,}")
     return counts
 
 
 def _write(
-    connection: Any, point_in_time: PointInTime, service: str, source: Path, codes_n: Codes, code: int, order: str, table: Table, out: Path,
-    lengths: Ints | None = None,
-) -> int:  # fmt: skip
-    """Rows of `source` whose code is `code`, with the features of `service`, as `table`; returns how many.
+    engine: "Engine", point_in_time: PointInTime, service: str, ordered: "ir.Table", table: Table, out: Path, lengths: Ints | None = None
+) -> int:
+    """`ordered` rows with the features of `service`, as `table`; returns how many.
 
     `lengths` [U + 1], where given, are the history lengths instead of those of the point-in-time join.
     """
-    wanted = pa.table({"row": np.flatnonzero(codes_n == code)})
-    present = set(pq.read_schema(source).names)
-    columns = [name for name in table.names if name in present]
-    connection.register("wanted", wanted)
+    labels = out.with_name(f"{out.stem}.labels.parquet")  # (Spark does not see a file whose name begins with a dot)
+    out.parent.mkdir(exist_ok=True)
     try:
-        rows = connection.sql(
-            f"SELECT {', '.join(columns)} FROM (SELECT * FROM read_parquet({literal(source)}, file_row_number = true)) "
-            f"SEMI JOIN wanted ON file_row_number = wanted.row ORDER BY {order}"
-        ).to_arrow_reader(CHUNK)
-        written = 0
+        rows = _write_labels(engine, ordered, table, labels)
         with (
             atomic_file(out) as aside,
             pq.ParquetWriter(aside, table.arrow(), compression="zstd") as writer,
-            tqdm(total=wanted.num_rows, unit=" rows", desc=out.stem, disable=None, leave=False) as bar,
+            tqdm(total=rows, unit=" rows", desc=out.stem, disable=None, leave=False) as bar,
         ):
-            for batch in rows:
-                chunk = pa.Table.from_batches([batch])
-                writer.write_table(_with_features(chunk, point_in_time, service, table, lengths))
-                written += chunk.num_rows
-                bar.update(chunk.num_rows)
+            for block, features in _beside_features(point_in_time, service, labels, lengths):
+                columns = [(block if name in block.column_names else features)[name] for name in table.names]
+                writer.write_table(pa.table(columns, names=table.names).cast(table.arrow()))
+                bar.update(block.num_rows)
     finally:
-        connection.unregister("wanted")
-    if written != wanted.num_rows:
-        raise RuntimeError(f"{out}: wrote {written} rows of {wanted.num_rows}")
-    return written
+        labels.unlink(missing_ok=True)
+    return rows
 
 
-def _with_features(rows: pa.Table, point_in_time: PointInTime, service: str, table: Table, lengths: Ints | None) -> pa.Table:
-    keys = {key: rows[key].to_numpy() for key in ("user_id", "item_id")}
-    features = point_in_time.features(service, _micros(rows["timestamp"]), **keys)
+def _write_labels(engine: "Engine", ordered: "ir.Table", table: Table, out: Path) -> int:
+    """The columns of `table` that `ordered` has, with what Feast asks of labels; returns the rows."""
+    from longtrail.engines.blocks import blocks
+
+    names = [name for name in table.names if name in ordered.columns]
+    types = {name: table[name].kind.arrow for name in names} | {ROW: pa.int64(), STAMP: table["timestamp"].kind.arrow}
+    rows = 0
+    with pq.ParquetWriter(out, pa.schema(types), compression="lz4") as writer:
+        for block in blocks(engine.stream(ordered.select(names), CHUNK), CHUNK):
+            numbers = pa.array(np.arange(rows, rows + block.num_rows))
+            columns = [*(block[name] for name in names), numbers, block["timestamp"]]
+            writer.write_table(pa.table(columns, names=list(types)).cast(pa.schema(types)))
+            rows += block.num_rows
+    return rows
+
+
+def _beside_features(point_in_time: PointInTime, service: str, labels: Path, lengths: Ints | None) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Blocks of labels, each with the features of its rows."""
+    from longtrail.engines.blocks import blocks
+
+    parts = blocks(pq.ParquetFile(labels).iter_batches(CHUNK), CHUNK)
     if lengths is not None:
-        features["history_length"] = lengths[keys["user_id"]]
-    columns = [rows[name] if name in rows.column_names else pa.array(features[name]) for name in table.names]
-    return pa.table(columns, names=table.names).cast(table.arrow())
-
-
-def _times(parquet: Path, *columns: str) -> dict[str, Ints]:
-    table = pq.read_table(parquet, columns=list(columns))
-    return {name: _micros(table[name]) for name in columns}
-
-
-def _micros(column: Any) -> Ints:
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("us", tz="UTC"))
-    return column.cast(pa.int64()).to_numpy()
+        for block in parts:
+            yield block, pa.table({"history_length": lengths[block["user_id"].to_numpy()]})
+        return
+    yield from zip(parts, point_in_time.stream(service, labels, CHUNK), strict=True)

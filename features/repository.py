@@ -27,6 +27,7 @@ from longtrail.files import atomic_file
 ONLINE_FILE = "online_store.db"
 _CONFIG_FILE = "feature_store.yaml"
 _SERVED = {"type": "features.asof.AsOfDuckDBOfflineStore"}
+_BATCH_ENGINE = "features.materialising.StreamingComputeEngine"
 _WRITE_BATCH = 1_000  # users a write to the online store: bounds memory (Feast's default is all at once)
 
 _FEAST_COMMAND = '''"""What the `feast` command registers from this folder."""
@@ -72,7 +73,7 @@ def _spark_store(settings: SparkSettings) -> dict[str, Any]:
     return {"type": "features.spark_store.SparkFileOfflineStore", "spark_conf": conf}
 
 
-def open_repository(folder: Path, *, online: dict[str, Any] | None = None, offline: bool = False) -> Any:
+def open_repository(folder: Path, *, online: dict[str, Any] | None = None, offline: bool = False, batch_engine: str = "local") -> Any:
     """The `feast.FeatureStore` of `folder`; `online` overrides keys of its online store's settings (a path or an address, say).
 
     Only with `offline` is the offline store the one it names: else it is DuckDB's, so that who reads the online store needs no Spark.
@@ -84,6 +85,7 @@ def open_repository(folder: Path, *, online: dict[str, Any] | None = None, offli
     try:
         config = yaml.safe_load(os.path.expandvars((folder / _CONFIG_FILE).read_text(encoding="utf-8")))
         config["online_store"] |= online or {}
+        config["batch_engine"] = batch_engine
         if not offline:
             config["offline_store"] = _SERVED
     except FileNotFoundError:
@@ -105,7 +107,7 @@ def apply(folder: Path, online_history_length: int) -> None:
 
 def materialise(folder: Path) -> None:
     """Copy the newest row of every user to the online store. Doing it twice changes nothing. Raises FeatureStoreError if it cannot be reached."""
-    store = open_repository(folder, offline=True)
+    store = open_repository(folder, offline=True, batch_engine=_BATCH_ENGINE)
     with quiet_feast(), reachable(getattr(store.config.online_store, "connection_string", "")):
         store.materialize(datetime(1970, 1, 1, tzinfo=UTC), _newest(folder), feature_views=[HISTORY, USER_VIEW])
 

@@ -8,9 +8,13 @@ Named in feature_store.yaml as `offline_store: {type: features.spark_store.Spark
 """
 
 import copy
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from feast.data_source import DataSource
 from feast.feature_view import FeatureView
 from feast.infra.offline_stores.contrib.spark_offline_store import spark
@@ -27,6 +31,18 @@ class SparkFileOfflineStoreConfig(spark.SparkOfflineStoreConfig):
     type: Literal["features.spark_store.SparkFileOfflineStore"] = "features.spark_store.SparkFileOfflineStore"  # type: ignore[assignment]
 
 
+class StreamedJob(spark.SparkRetrievalJob):
+    """An answer that passes through the driver in batches, never as a whole."""
+
+    def stream(self, order: str | None, size: int) -> Iterator[pa.RecordBatch]:
+        """The rows by the column `order` (None: as they are found), in batches of at most `size`: the driver reads what the executors wrote."""
+        with tempfile.TemporaryDirectory(dir=self._config.repo_path) as folder:  # which the executors see too
+            frame = self.to_spark_df() if order is None else self.to_spark_df().orderBy(order)
+            frame.write.mode("overwrite").parquet(f"file://{folder}/rows", compression="zstd")
+            for part in sorted(Path(folder, "rows").glob("part-*.parquet")):  # numbered in the order of the rows
+                yield from pq.ParquetFile(part).iter_batches(size)
+
+
 class SparkFileOfflineStore(spark.SparkOfflineStore):
     """Feast's SparkOfflineStore; a Spark session that is active is used, else one is started with `spark_conf`."""
 
@@ -38,19 +54,30 @@ class SparkFileOfflineStore(spark.SparkOfflineStore):
         for view in feature_views:
             views.append(copy.copy(view))
             views[-1].batch_source = _spark_source(view.batch_source, config)
-        return spark.SparkOfflineStore.get_historical_features(config, views, *args, **kwargs)
+        job = spark.SparkOfflineStore.get_historical_features(config, views, *args, **kwargs)
+        return _streamed(job, config)
 
     @staticmethod
     def pull_latest_from_table_or_query(config: RepoConfig, data_source: DataSource, *args: Any, **kwargs: Any) -> RetrievalJob:
         """The newest row of each key in a span of time: what is materialised."""
         _in_utc(config)
-        return spark.SparkOfflineStore.pull_latest_from_table_or_query(config, _spark_source(data_source, config), *args, **kwargs)
+        job = spark.SparkOfflineStore.pull_latest_from_table_or_query(config, _spark_source(data_source, config), *args, **kwargs)
+        return _streamed(job, config)
 
     @staticmethod
     def pull_all_from_table_or_query(config: RepoConfig, data_source: DataSource, *args: Any, **kwargs: Any) -> RetrievalJob:
         """All rows in a span of time."""
         _in_utc(config)
         return spark.SparkOfflineStore.pull_all_from_table_or_query(config, _spark_source(data_source, config), *args, **kwargs)
+
+
+def _streamed(job: Any, config: RepoConfig) -> StreamedJob:
+    return StreamedJob(job.spark_session, job.query, job.full_feature_names, config)
+
+
+def labels_query(labels: Path, columns: Sequence[str]) -> str:
+    """The rows of a Parquet file as what `get_historical_features` takes for `entity_df`."""
+    return f"SELECT {', '.join(columns)} FROM parquet.`file://{labels.absolute()}`"
 
 
 def _spark_source(source: DataSource | None, config: RepoConfig) -> SparkSource:

@@ -23,6 +23,7 @@ from longtrail.datasets.fetching import hash_files
 from longtrail.datasets.raw import RawEvents, RawLog
 from longtrail.datasets.sources import read_dataset
 from longtrail.engines import Engine, open_engine
+from longtrail.engines.blocks import blocks
 from longtrail.errors import DatasetError, QuarantineError
 from longtrail.files import atomic_directory, atomic_file, write_json
 from longtrail.schema import CANDIDATES, IMPRESSIONS, INTERACTIONS, ITEMS, PROPENSITY_METADATA, QUARANTINE, USERS, Table
@@ -179,17 +180,7 @@ def write_table(engine: Engine, rows: ir.Table, table: Table, path: Path, **meta
 
 def _blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """The rows in blocks of ROW_GROUP, whatever the sizes of the batches: the engine's depend on its threads."""
-    waiting: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        waiting.append(batch)
-        rows += batch.num_rows
-        while rows >= ROW_GROUP:
-            joined = pa.Table.from_batches(waiting)
-            yield joined.slice(0, ROW_GROUP)
-            waiting, rows = joined.slice(ROW_GROUP).to_batches(), rows - ROW_GROUP
-    if rows:
-        yield pa.Table.from_batches(waiting)
+    return blocks(batches, ROW_GROUP)
 
 
 def _conform(block: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -1,8 +1,10 @@
-"""Which rows are for training, which for choosing (valid) and which for judging (test). Pure functions of arrays, made for tens of millions of rows.
+"""Which rows are for training, which for choosing (valid) and which for judging (test). Pure functions of arrays: the definitions.
 
 The bounds of the temporal split are taken from the timestamps of the impressions, or of the interactions where a log has no
-impressions; the same two instants then divide both tables.
+impressions; the same two instants then divide both tables. A log larger than memory is divided by longtrail/division.py, to the same result.
 """
+
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,40 +19,68 @@ Ints = NDArray[np.int64]
 Codes = NDArray[np.uint8]
 
 
-def split_bounds(timestamps_n: Ints, settings: SplitSettings) -> tuple[int, int]:
-    """(t1, t2) in µs such that train < t1 <= valid < t2 <= test, and valid and test hold about their shares of `timestamps_n` [n].
+class Instants(Protocol):
+    """What the bounds must know of the times of all rows (µs), wherever they are."""
+
+    def count(self, first: int | None = None, before: int | None = None) -> int:
+        """How many are at `first` or later and earlier than `before`; None is no limit."""
+        ...
+
+    def at(self, place: int, before: int | None = None) -> int:
+        """The one with `place` others in front when those earlier than `before` stand in order; there are more than `place`."""
+        ...
+
+
+class ArrayInstants:
+    """`Instants` of an array [n]."""
+
+    def __init__(self, times_n: Ints) -> None:
+        self._times = np.asarray(times_n)
+
+    def count(self, first: int | None = None, before: int | None = None) -> int:
+        earlier = self._before(before)
+        return len(earlier) if first is None else int((earlier >= first).sum())
+
+    def at(self, place: int, before: int | None = None) -> int:
+        return int(np.partition(self._before(before), place)[place])
+
+    def _before(self, before: int | None) -> Ints:
+        return self._times if before is None else self._times[self._times < before]
+
+
+def split_bounds(times: Ints | Instants, settings: SplitSettings) -> tuple[int, int]:
+    """(t1, t2) in µs such that train < t1 <= valid < t2 <= test, and valid and test hold about their shares of `times` (µs, of n rows).
 
     Rows of one instant are never divided, so a share is met only as nearly as ties allow; each split whose share is above 0 holds at
     least one row. Raises EvaluationError where the log has too few distinct timestamps for that.
     """
-    times = np.asarray(timestamps_n)
-    if len(times) == 0:
+    instants = ArrayInstants(times) if isinstance(times, np.ndarray) else times
+    n = instants.count()
+    if n == 0:
         raise EvaluationError("split: the log has no rows; expected at least one for each of train, valid and test")
     if settings.valid_share + settings.test_share >= 1:
         raise EvaluationError(
             f"split: valid_share {settings.valid_share} + test_share {settings.test_share} leave nothing to train on; expected a sum below 1"
         )
-    t2 = _newest(times, settings.test_share * len(times), "test")
-    before = times[times < t2]
-    if len(before) == 0:
+    t2 = _newest(instants, settings.test_share * n, None)
+    if instants.count(before=t2) == 0:
         raise EvaluationError(f"split: nothing stands before the test period, which starts at {t2} µs; expected more distinct timestamps in the log")
-    t1 = min(_newest(before, settings.valid_share * len(times), "valid"), t2)
-    if not (before < t1).any():
+    t1 = min(_newest(instants, settings.valid_share * n, t2), t2)
+    if instants.count(before=t1) == 0:
         raise EvaluationError(f"split: nothing stands before the validation period, which starts at {t1} µs; expected more distinct timestamps")
     return t1, t2
 
 
-def _newest(times: Ints, wanted: float, name: str) -> int:
-    """The instant from which on about `wanted` of `times` lie; at least one where `wanted` is above 0, and none where it is 0."""
+def _newest(instants: Instants, wanted: float, before: int | None) -> int:
+    """The instant from which on about `wanted` of those earlier than `before` lie; at least one where `wanted` is above 0, and none where it is 0."""
+    n = instants.count(before=before)
     if wanted == 0:
-        return int(times.max()) + 1
-    place = min(max(len(times) - round(wanted), 0), len(times) - 1)
-    at = int(np.partition(times, place)[place])
-    held = int((times >= at).sum())
-    later = times[times > at]
-    if len(later) == 0 or abs(held - wanted) <= abs(len(later) - wanted):
+        return instants.at(n - 1, before) + 1
+    at = instants.at(min(max(n - round(wanted), 0), n - 1), before)
+    held, later = instants.count(at, before), instants.count(at + 1, before)
+    if later == 0 or abs(held - wanted) <= abs(later - wanted):
         return at
-    return int(later.min())
+    return instants.at(n - later, before)
 
 
 def temporal_split(timestamps_n: Ints, bounds: tuple[int, int]) -> Codes:

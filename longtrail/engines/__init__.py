@@ -31,8 +31,8 @@ class Engine(Protocol):
         """`found` (order, field, reason, raw) as quarantine rows (file, row, field, reason, raw), with those that did not fit their header."""
         ...
 
-    def parquet(self, path: Path) -> ir.Table:
-        """A Parquet file, read where it is used."""
+    def parquet(self, path: Path, *, places: bool = False) -> ir.Table:
+        """A Parquet file, read where it is used; with `places` also `row` (int64), the place of each row in the file, from 0."""
         ...
 
     def create_table(self, name: str, rows: ir.Table) -> ir.Table:

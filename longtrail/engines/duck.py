@@ -104,8 +104,10 @@ class DuckDBEngine:
         """)
         return self._engine.table(f"quarantined_{key}")
 
-    def parquet(self, path: Path) -> ir.Table:
-        return self._engine.read_parquet(str(path))
+    def parquet(self, path: Path, *, places: bool = False) -> ir.Table:
+        if not places:
+            return self._engine.read_parquet(str(path))
+        return self._engine.read_parquet(str(path), file_row_number=True).rename(row="file_row_number")
 
     def create_table(self, name: str, rows: ir.Table) -> ir.Table:
         return self._engine.create_table(name, rows)

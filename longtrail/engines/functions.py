@@ -1,9 +1,10 @@
 """What the engines say differently: the functions our expressions call, and how each engine defines them. The only place with two dialects.
 
-Expressions call `to_number` and `to_microseconds`; an engine runs its definitions once when it is opened.
+Expressions call `to_number`, `to_microseconds` and `microseconds_of`; an engine runs its definitions once when it is opened.
 """
 
 from collections.abc import Callable
+from datetime import datetime
 
 import ibis
 
@@ -18,7 +19,13 @@ def to_microseconds(text: str) -> int:  # type: ignore[empty-body]
     """int64 µs since 1970 of a stripped ISO 8601 text, UTC where it names no zone; null where it is none."""
 
 
+@ibis.udf.scalar.builtin(name="longtrail_epoch")
+def microseconds_of(moment: datetime) -> int:  # type: ignore[empty-body]
+    """int64 µs since 1970 of a moment in UTC."""
+
+
 DUCKDB = (
+    "CREATE MACRO longtrail_epoch(moment) AS epoch_us(moment)",
     "CREATE MACRO longtrail_number(text) AS TRY_CAST(text AS DOUBLE)",
     "CREATE MACRO longtrail_microseconds(text) AS epoch_us(TRY_CAST(text AS TIMESTAMPTZ))",
 )
@@ -29,6 +36,7 @@ _ISO = rf"^-?[0-9]{{4,}}(-[0-9]{{1,2}}-|/[0-9]{{1,2}}/)[0-9]{{1,2}}([ T][0-9]{{1
 _DASHED = r"regexp_replace(text, r'^(-?[0-9]+)/([0-9]+)/', '$1-$2-')"
 _WITH_SECONDS = rf"regexp_replace({_DASHED}, r'^([^ T]+[ T][0-9]+:[0-9]+)(Z|[+-].*| .*)?$', '$1:00$2')"
 SPARK = (
+    "CREATE OR REPLACE TEMPORARY FUNCTION longtrail_epoch(moment TIMESTAMP) RETURNS BIGINT RETURN unix_micros(moment)",
     "CREATE OR REPLACE TEMPORARY FUNCTION longtrail_number(text STRING) RETURNS DOUBLE RETURN "
     r"CASE WHEN text RLIKE r'[xX]|[0-9.][dDfF]$' THEN NULL "
     r"WHEN contains(text, '_') THEN TRY_CAST(regexp_replace(text, r'(?<=[0-9])_(?=[0-9])', '') AS DOUBLE) "

@@ -72,8 +72,9 @@ class SparkEngine:
         folder = self._write(f"found_{key}", found)
         return self._from_edge(f"quarantined_{key}", self._edge.locate(key, self._edge.parquet(folder / "*.parquet")))
 
-    def parquet(self, path: Path) -> ir.Table:
-        return self._view(f"parquet_{uuid4().hex[:12]}", self._session.read.parquet(_uri(path)))
+    def parquet(self, path: Path, *, places: bool = False) -> ir.Table:
+        frame = self._session.read.parquet(_uri(path))
+        return self._view(f"parquet_{uuid4().hex[:12]}", frame.selectExpr("*", "_metadata.row_index AS row") if places else frame)
 
     def create_table(self, name: str, rows: ir.Table) -> ir.Table:
         return self._view(name, self._session.read.parquet(_uri(self._write(name, rows))))

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from features.definitions import CLOCK, COUNTED, RANKING, RETRIEVAL
-from features.point_in_time import PointInTime
+from features.point_in_time import ROW, STAMP, PointInTime
 from features.repository import FeatureStoreError, apply, open_repository, quiet_feast, write_repository
-from features.sources import COUNTS, duckdb_session, write_cumulative, write_histories
+from features.sources import COUNTS, write_cumulative, write_histories
 from longtrail.config import FeatureSettings, IngestSettings
 from longtrail.engines import open_engine
 from longtrail.history import HistoryStore, build_history
@@ -42,8 +42,7 @@ class Log:
         store = build_history(self.tables / "interactions.parquet", self.history, users=USERS, actions=["view"])
         for view in COUNTS:
             write_cumulative(self.engine, view, self.tables, self.source(view))
-        with duckdb_session("500MB", 1, self.tables / "spill") as connection:
-            write_histories(connection, store, self.source(CLOCK), 100, self.source("user_history"))
+        write_histories(self.engine, store, self.source(CLOCK), 100, self.source("user_history"))
         return store
 
     def source(self, view: str) -> Path:
@@ -106,6 +105,39 @@ def test_as_of_join_equals_feasts_own_join(log: Log) -> None:
     for name in fast:
         np.testing.assert_array_equal(fast[name], slow[name])
     assert all(values.max() > 10 and values.min() == 0 for values in fast.values())
+
+
+@pytest.mark.parametrize("size", [7, 1_000])
+def test_a_file_of_labels_is_joined_as_rows_in_memory_are(log: Log, size: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    log.write([(u, i, T0 + t, T0 + t) for u, i, t in rng.integers(1, USERS + 1, (200, 3)).tolist()], [(1, 2, T0 + 2, T0 + 2, 1)])
+    users, items, times = rng.integers(1, USERS + 2, 40), rng.integers(1, ITEMS + 2, 40), T0 + rng.integers(0, 6, 40)
+    labels = write_labels(tmp_path / "labels.parquet", users, items, times)
+    for past in (log.point_in_time, _with_feasts_join(log)):
+        expected = past.features(RANKING, times, user_id=users, item_id=items)
+        found = list(past.stream(RANKING, labels, size))
+        assert [block.num_rows for block in found] == ([size] * 5 + [5] if size == 7 else [40])
+        for name, values in expected.items():
+            assert pa.concat_tables(found)[name].to_pylist() == values.tolist()
+    nothing = write_labels(tmp_path / "none.parquet", users[:0], items[:0], times[:0])
+    assert list(log.point_in_time.stream(RANKING, nothing, size)) == []
+
+
+@pytest.mark.parametrize("spoil", [lambda rows: rows.limit(3), lambda rows: rows.union(rows.limit(1)), lambda rows: rows.filter(rows.row_id > 0)])
+def test_a_join_of_a_file_that_drops_or_repeats_rows_is_caught(log: Log, spoil: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from features import asof
+
+    whole = asof.StreamedJob.stream
+    monkeypatch.setattr(asof.StreamedJob, "stream", lambda job, order, size: whole(asof._streamed(spoil(job.table), job.repo_path), order, size))
+    labels = write_labels(tmp_path / "labels.parquet", np.array([1, 2, 3, 1]), np.ones(4, dtype=np.int64), np.full(4, T0))
+    with pytest.raises(FeatureStoreError, match=r"retrieval_v1: Feast returned .* expected .* of 4"):
+        list(log.point_in_time.stream(RETRIEVAL, labels, 2))
+
+
+def write_labels(path: Path, users: np.ndarray, items: np.ndarray, times: np.ndarray) -> Path:
+    stamps = pa.array(times, pa.timestamp("us", tz="UTC"))
+    pq.write_table(pa.table({ROW: np.arange(len(users)), "user_id": users, "item_id": items, STAMP: stamps}), path)
+    return path
 
 
 def test_rows_written_after_their_own_timestamp_fall_to_feasts_join(log: Log) -> None:
