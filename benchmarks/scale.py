@@ -204,6 +204,14 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
     figure.savefig(out, metadata={"Date": None})
 
 
+def _results(out: Path) -> list[dict[str, Any]]:
+    return read_json(out) if out.is_file() else []
+
+
+def _others(out: Path, key: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in _results(out) if any(row[part] != value for part, value in key.items())]
+
+
 def main(
     events: Annotated[list[int], typer.Option(help="rows of the log; may be given again")] = [],  # noqa: B006
     engine: Annotated[str, typer.Option(help="duckdb or spark: ingest.engine")] = "duckdb",
@@ -219,14 +227,12 @@ def main(
     """Measure, and keep what was measured."""
     for size in events:
         for name in step:
-            rows = read_json(out) if out.is_file() else []
             key = {"events": size, "step": name, "engine": engine, "shards": shards}
-            others = [row for row in rows if any(row[part] != value for part, value in key.items())]
-            if resume and len(others) < len(rows) and (folder / f"{size}" / OUTPUTS[name]).is_dir():
+            if resume and len(_others(out, key)) < len(_results(out)) and (folder / f"{size}" / OUTPUTS[name]).is_dir():
                 print(f"{size:>13,} {name:9} {engine:7} is there", flush=True)
                 continue
             row = run(folder.absolute(), size, name, engine, shards, memory_limit)
-            write_json(out, [*others, row])
+            write_json(out, [*_others(out, key), row])
             print(f"{size:>13,} {name:9} {engine:7} {row['seconds']:>9,} s {row['cpu_seconds']:>9,} s of CPU {row['peak_mb']:>7,} MB", flush=True)
     if show:
         rows = read_json(out)
