@@ -14,13 +14,16 @@ class DenseItemsSettings(Settings):
 
 
 class RecJPQItemsSettings(Settings):
-    """RecJPQ (Petrov & Macdonald, WSDM 2024): an item is `splits` codes, a vector the concatenation of their sub-vectors."""
+    """RecJPQ (Petrov & Macdonald, WSDM 2024): an item is `splits` codes, and its vector is put together from the pieces that they name."""
 
     kind: Literal["recjpq"] = "recjpq"
-    splits: Positive = Field(8, description="codes of an item; must divide the width")
+    splits: Positive = Field(8, description="codes of an item; must divide the width where pieces are concatenated")
     codes: Annotated[int, Field(ge=2, le=256)] = Field(256, description="codes to choose from in each split: one byte")
     assignment: Literal["svd", "bpr", "random"] = Field(
         "svd", description="where codes come from: who had to do with what in the training period, or chance"
+    )
+    composition: Literal["concat", "sum"] = Field(
+        "concat", description="concat: pieces of width / splits, one after the other (the paper's); sum: pieces as wide as the item, added up (ours)"
     )
     binary: bool = Field(False, description="svd: True counts a repeated interaction once (the paper's figure), False each time (its code)")
 
@@ -29,15 +32,16 @@ ItemsSettings = Annotated[DenseItemsSettings | RecJPQItemsSettings, Field(discri
 
 
 class WithItems(Settings):
-    """What every model with an item slot has: `items`, and a width that its splits divide."""
+    """What every model with an item slot has: `items`, and a width that its splits divide where its pieces are concatenated."""
 
     items: ItemsSettings = DenseItemsSettings()
     width: Positive = 64
 
     @model_validator(mode="after")
     def _splits_divide_width(self) -> "WithItems":
-        if isinstance(self.items, RecJPQItemsSettings) and self.width % self.items.splits:
-            raise ValueError(f"width is {self.width}, items.splits is {self.items.splits}; expected a width that the splits divide")
+        items = self.items
+        if isinstance(items, RecJPQItemsSettings) and items.composition == "concat" and self.width % items.splits:
+            raise ValueError(f"width is {self.width}, items.splits is {items.splits}; expected a width that the splits divide")
         return self
 
 
@@ -51,7 +55,7 @@ class BlossomSettings(Settings):
     """BlossomRec (Ma et al., WWW 2026): the blocks that matter (long-term) and power-of-two distances (short-term), mixed by a learned gate."""
 
     kind: Literal["blossom"] = "blossom"
-    kv_heads: Positive = Field(1, description="key/value heads; must divide the query heads")
+    kv_heads: Positive = Field(1, description="key/value heads; must divide the query heads (the released code: 2 for 8)")
     window: Positive = Field(8, description="w: newest keys that the short-term path always sees")
     block: Positive = Field(16, description="l': keys of a selected block; a multiple of the stride")
     compression: Positive = Field(32, description="l: keys that one compressed block summarises")

@@ -1,4 +1,4 @@
-"""Rows of a table by id, with a gradient that is quick on a CPU. N rows, R look-ups, D width."""
+"""Rows of a table by id, with a gradient that is quick on a CPU. N rows, R look-ups, M rows of one look-up, D width."""
 
 from typing import Any
 
@@ -44,6 +44,31 @@ class _Sum(torch.autograd.Function):
         (ids,) = ctx.saved_tensors
         shape_ND, width = ctx.shape
         return grad.new_zeros(shape_ND).index_add_(0, ids.flatten(), grad.reshape(-1, grad.shape[-1])), None, grad[..., :width]
+
+
+class _Bags(torch.autograd.Function):
+    """Sums of rows, of which nothing of size R · M · D is ever made, forward or backward."""
+
+    @staticmethod
+    def forward(ctx: Any, table_ND: Tensor, ids_RM: Tensor) -> Tensor:
+        ctx.save_for_backward(ids_RM)
+        ctx.rows = len(table_ND)
+        return functional.embedding_bag(ids_RM, table_ND, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None]:
+        (ids_RM,) = ctx.saved_tensors
+        grad_RD = grad_RD.contiguous()
+        grad_ND = grad_RD.new_zeros(ctx.rows, grad_RD.shape[-1])
+        for ids_R in ids_RM.unbind(1):
+            grad_ND.index_add_(0, ids_R, grad_RD)
+        return grad_ND, None
+
+
+def look_up_sum(table_ND: Tensor, ids: Tensor) -> Tensor:
+    """int64 [..., M] → [..., D]: the sum of M rows. Every row learns, row 0 too; second derivatives there are none."""
+    return _Bags.apply(table_ND, ids.reshape(-1, ids.shape[-1])).view(*ids.shape[:-1], table_ND.shape[1])
 
 
 def look_up_and_add(table_ND: Tensor, ids: Tensor, part: Tensor) -> Tensor:

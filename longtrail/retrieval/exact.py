@@ -49,6 +49,7 @@ def load_index(folder: Path, module: nn.Module, settings: RetrievalSettings | No
 
         index = open_index(folder, threads=threads)
         items: Any = getattr(module, "items", None)
-        if not has_codes(items) or index.items != len(items.codes) - 1 or not np.array_equal(index.centroids_MbE, items.centroids.detach().numpy()):
+        same = has_codes(items) and index.items == len(items.codes) - 1 and index.shared == (items.composition == "sum")
+        if not same or not np.array_equal(index.centroids_MbE, items.centroids.detach().numpy()):
             raise ModelError(f"{folder}: an index of other items than the model's: write it again with the model")
     return index.warm_up() if hasattr(index, "warm_up") else index

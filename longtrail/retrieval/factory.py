@@ -33,13 +33,12 @@ def build_index(items: Any, settings: RetrievalSettings | None = None, *, thread
     from longtrail.retrieval.prune import Pruning
 
     pruning = Pruning() if kind == "recjpq_prune" else None
-    return PQIndex(items.codes, items.centroids, threads=threads, pruning=pruning)
+    return PQIndex(items.codes, items.centroids, shared=items.composition == "sum", threads=threads, pruning=pruning)
 
 
 def _auto(items: Any, settings: RetrievalSettings) -> str:
     count, splits = items.codes.shape
-    width = items.centroids.shape[0] * items.centroids.shape[2]
-    if count * width < DENSE_NUMBERS:
+    if count * items.width < DENSE_NUMBERS:
         return "dense"
     fits = count * splits * (splits + 4) <= settings.list_bytes
     return "recjpq_prune" if fits and count >= PRUNE_ITEMS else "pqtopk"

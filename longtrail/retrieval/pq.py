@@ -34,21 +34,26 @@ class PQIndex:
     Readers see the catalogue as it was when their call began; `add`, `retire` and `compact` put a new one in its place.
     """
 
-    def __init__(self, codes_NM: Tensor, centroids_MbE: Tensor, *, threads: int = 1, pruning: Pruning | None = None) -> None:
-        """`codes_NM` uint8 [N + 1, M], row 0 padding; `centroids_MbE` float32 [M, b, D / M]. Raises ModelError where they do not fit."""
+    def __init__(self, codes_NM: Tensor, centroids_MbE: Tensor, *, shared: bool = False, threads: int = 1, pruning: Pruning | None = None) -> None:
+        """`codes_NM` uint8 [N + 1, M], row 0 padding; `centroids_MbE` float32 [M, b, E].
+
+        E is D / M: split k is scored by the k-th part of a user vector. Where the splits are `shared`, E is D: each is scored by the whole of it.
+        Raises ModelError where they do not fit.
+        """
         _check_codes(codes_NM, centroids_MbE)
         base = base_segment(codes_NM.detach().cpu().numpy())
-        self._open(Snapshot(segments=(base,), next_id=len(codes_NM)), centroids_MbE, threads, pruning, fast=BYTE_SHUFFLES)
+        self._open(Snapshot(segments=(base,), next_id=len(codes_NM)), centroids_MbE, shared, threads, pruning, fast=BYTE_SHUFFLES)
 
     @classmethod
-    def of(cls, snapshot: Snapshot, centroids_MbE: Tensor, *, threads: int = 1, pruning: Pruning | None = None) -> "PQIndex":
+    def of(cls, snapshot: Snapshot, centroids_MbE: Tensor, *, shared: bool = False, threads: int = 1, pruning: Pruning | None = None) -> "PQIndex":
         """An index over a catalogue that stands already (longtrail.retrieval.storage)."""
         index = cls.__new__(cls)
-        index._open(snapshot, centroids_MbE, threads, pruning, fast=BYTE_SHUFFLES)
+        index._open(snapshot, centroids_MbE, shared, threads, pruning, fast=BYTE_SHUFFLES)
         return index
 
-    def _open(self, snapshot: Snapshot, centroids_MbE: Tensor, threads: int, pruning: Pruning | None, *, fast: bool) -> None:
+    def _open(self, snapshot: Snapshot, centroids_MbE: Tensor, shared: bool, threads: int, pruning: Pruning | None, *, fast: bool) -> None:
         self.centroids_MbE = np.ascontiguousarray(centroids_MbE.detach().cpu().float().numpy())
+        self.shared = shared
         self.threads = threads
         self.pruning = pruning
         self.fast = fast  # 8-bit bounds first; False adds up everything (what machines without AVX-512 VBMI do)
@@ -66,7 +71,8 @@ class PQIndex:
     @property
     def width(self) -> int:
         """D."""
-        return self.centroids_MbE.shape[0] * self.centroids_MbE.shape[2]
+        splits, _, width = self.centroids_MbE.shape
+        return width if self.shared else splits * width
 
     @property
     def codes(self) -> int:
@@ -126,6 +132,8 @@ class PQIndex:
         self, user_BD: Tensor, targets_B: Tensor | None, k: int, exclude: Exclusion | None, allowed: Filter | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         check_request(user_BD, self.width, k, exclude)
+        if self.shared:  # everything below cuts a user vector into one part a split
+            user_BD = user_BD.repeat(1, len(self.centroids_MbE))
         snapshot = self.snapshot
         if user_BD.device.type != "cpu":
             return self.on_device(snapshot, user_BD.device)(user_BD, targets_B, k, exclude, allowed)

@@ -49,6 +49,7 @@ def save_index(folder: Path, index: PQIndex) -> None:
             "first": base.first,
             "count": base.count,
             "next_id": snapshot.next_id,
+            "shared": index.shared,
             "tensors": {name: {"type": str(values.dtype), "shape": list(values.shape)} for name, values in tensors.items()},
             "file": {"name": TENSORS, "bytes": (aside / TENSORS).stat().st_size, "sha256": digest},
         }
@@ -69,7 +70,7 @@ def open_index(folder: Path, *, threads: int = 1) -> PQIndex:
             if _LISTS[0] in tensors
             else None
         )
-        next_id, kind = int(card["next_id"]), card["kind"]
+        next_id, kind, shared = int(card["next_id"]), card["kind"], bool(card.get("shared", False))  # older cards have no such field
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / CARD}: no or a bad field {error}; expected what save_index writes") from None
     fits = (
@@ -85,7 +86,7 @@ def open_index(folder: Path, *, threads: int = 1) -> PQIndex:
     if not fits:
         raise ModelError(f"{path}: shapes do not fit each other: { ({name: list(values.shape) for name, values in tensors.items()}) }")
     snapshot = Snapshot(segments=(segment,), next_id=next_id, lists=lists)
-    return PQIndex.of(snapshot, torch.from_numpy(centroids.copy()), threads=threads, pruning=None if lists is None else Pruning())
+    return PQIndex.of(snapshot, torch.from_numpy(centroids.copy()), shared=shared, threads=threads, pruning=None if lists is None else Pruning())
 
 
 def _card(path: Path) -> dict[str, Any]:

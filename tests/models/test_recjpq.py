@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -21,15 +22,18 @@ from tests.contracts.batches import SIZES, make_history
 SHAPES = [(50, 12, 1, 7), (50, 12, 3, 7), (50, 12, 12, 256), (1, 8, 8, 2), (300, 8, 2, 1), (9, 4, 4, 256)]
 
 
-def layer(items: int = 50, width: int = 12, splits: int = 3, codes: int = 7, *, std: float = 1.0) -> RecJPQItems:
+def layer(
+    items: int = 50, width: int = 12, splits: int = 3, codes: int = 7, *, composition: Literal["concat", "sum"] = "concat", std: float = 1.0
+) -> RecJPQItems:
     torch.manual_seed(0)
-    return RecJPQItems(items, width, splits=splits, codes=codes, std=std)
+    return RecJPQItems(items, width, splits=splits, codes=codes, composition=composition, std=std)
 
 
 def slow_vectors(items: RecJPQItems) -> torch.Tensor:
     rows = [torch.zeros(items.width)]
     for item in range(1, items.items + 1):
-        rows.append(torch.cat([items.centroids[k, int(items.codes[item, k])] for k in range(items.codes.shape[1])]))
+        pieces = [items.centroids[k, int(items.codes[item, k])] for k in range(items.codes.shape[1])]
+        rows.append(torch.cat(pieces) if items.composition == "concat" else torch.stack(pieces).sum(0))
     return torch.stack(rows)
 
 
@@ -43,6 +47,43 @@ def test_vectors_are_their_pieces_one_after_another(items: int, width: int, spli
     assert torch.equal(recjpq.embed(ids), torch.cat([expected, torch.zeros(1, width)])[ids.where(ids <= items, torch.tensor(items + 1))])
     assert recjpq.embed(torch.zeros(0, 4, dtype=torch.int64)).shape == (0, 4, width)
     assert recjpq.embed(torch.tensor(1)).shape == (width,)
+
+
+@pytest.mark.parametrize(("items", "width", "splits", "codes"), [*SHAPES, (300, 5, 8, 256)])
+def test_pieces_that_are_added_up(items: int, width: int, splits: int, codes: int) -> None:
+    """Vectors, look-ups and scores, and the spread of first weights; the width need not be divisible by the splits."""
+    added = layer(items, width, splits, codes, composition="sum")
+    assert isinstance(added, ItemEmbedding) and added.centroids.shape == (splits, codes, width)
+    expected = slow_vectors(added)
+    torch.testing.assert_close(added.vectors(), expected, rtol=0, atol=1e-5)
+    ids = torch.tensor([[0, 1, items], [items + 1, 10**9, 1]])
+    torch.testing.assert_close(added.embed(ids), expected[ids.where(ids <= items, torch.tensor(0))], rtol=0, atol=1e-5)
+    assert added.embed(torch.zeros(0, 4, dtype=torch.int64)).shape == (0, 4, width) and added.embed(torch.tensor(1)).shape == (width,)
+    sub_BMb = torch.einsum("bd,mcd->bmc", torch.eye(width), added.centroids)
+    scores_BN = sum(sub_BMb[:, k, added.codes[1:, k].long()] for k in range(splits))
+    torch.testing.assert_close(scores_BN, added.vectors()[1:].T, rtol=0, atol=1e-5)
+    weights = torch.randn(2, 3, width)
+    (added.embed(ids) * weights).sum().backward()
+    twin = added.centroids.detach().clone().requires_grad_()
+    for place, item in zip(weights.flatten(0, 1), ids.flatten().tolist(), strict=True):
+        for k in range(splits if 0 < item <= items else 0):
+            (twin[k, int(added.codes[item, k])] @ place).backward()
+    torch.testing.assert_close(added.centroids.grad, twin.grad, rtol=0, atol=1e-5)
+    wide = RecJPQItems(3000, 64, splits=splits, composition="sum", std=0.02)
+    assert wide.vectors()[1:].std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_added_pieces_with_codes_of_their_own_can_be_any_table() -> None:
+    """One-hot codes of M splits have rank M (b - 1) + 1: with as many items, no two alike, every table is a sum of pieces; concatenated it is not."""
+    added, joined = (layer(13, 12, 3, 5, composition=composition) for composition in ("sum", "concat"))
+    codes_NM = torch.cat([torch.zeros(2, 3), torch.block_diag(*[torch.arange(1.0, 5)[:, None]] * 3)])
+    wanted_ND = torch.cat([torch.zeros(1, 12), torch.randn(13, 12)])
+    wanted_ND /= wanted_ND[1:].std()
+    for items in (added, joined):
+        items.set_codes(codes_NM)
+        items.start(wanted_ND, std=1.0)
+    torch.testing.assert_close(added.vectors(), wanted_ND, rtol=0, atol=1e-2)
+    assert (joined.vectors() - wanted_ND).square().mean() > 0.1
 
 
 @pytest.mark.parametrize(("items", "width", "splits", "codes"), SHAPES)
@@ -138,6 +179,18 @@ def test_start_is_the_least_squares_fit_for_the_codes(codes: int) -> None:
         assert torch.equal(recjpq.centroids[k][unused], untouched[k][unused])
 
 
+def test_start_of_added_pieces_is_their_least_squares_fit() -> None:
+    added = layer(60, 12, 3, 8, composition="sum")
+    wanted_ND, untouched = torch.randn(61, 12, dtype=torch.float64), added.centroids.detach().clone()
+    added.codes[1:, 1] %= 7
+    added.start(wanted_ND, std=0.3)
+    assert added.vectors()[1:].std().item() == pytest.approx(0.3, rel=1e-4) and torch.equal(added.centroids[1, 7], untouched[1, 7])
+    one_hot_NS = torch.cat([nn.functional.one_hot(added.codes[1:, k].long(), 8) for k in range(3)], dim=1).double()
+    fit_ND = one_hot_NS @ torch.linalg.lstsq(one_hot_NS, wanted_ND[1:], driver="gelsd").solution
+    found_ND = added.vectors()[1:].detach().double()
+    torch.testing.assert_close(found_ND, fit_ND * (0.3 / fit_ND.std()), rtol=0, atol=1e-3)
+
+
 def test_codes_that_do_not_fit_are_refused() -> None:
     recjpq = layer(5, 12, 3, 7)
     for wrong in (torch.zeros(5, 3), torch.zeros(6, 2), torch.zeros(6)):
@@ -164,12 +217,14 @@ def test_settings_refuse_a_width_that_the_splits_do_not_divide(model: type) -> N
     with pytest.raises(ValidationError, match=r"width is 20, items.splits is 8"):
         model(width=20, heads=2, items=RecJPQItemsSettings()) if model is SASRecSettings else model(width=20, items=RecJPQItemsSettings())
     assert model(width=24, items=RecJPQItemsSettings()).width == 24
+    assert model(width=20, items=RecJPQItemsSettings(composition="sum")).width == 20
 
 
 def test_the_factory_and_the_finder() -> None:
     assert isinstance(make_items(DenseItemsSettings(), 5, 8, std=0.1), DenseItems)
     made = make_items(RecJPQItemsSettings(splits=4, codes=9), 5, 8, std=0.1)
     assert isinstance(made, RecJPQItems) and made.centroids.shape == (4, 9, 2) and made.codes.shape == (6, 4)
+    assert make_items(RecJPQItemsSettings(splits=4, codes=9, composition="sum"), 5, 7, std=0.1).vectors().shape == (6, 7)
     din = build_model(DINSettings(width=8, items=RecJPQItemsSettings()), SIZES)
     assert item_slots(din) == [din.get_submodule("embedding.items")]
     assert item_slots(build_model(DINSettings(), SIZES)) == []

@@ -107,14 +107,15 @@ def test_readers_in_threads_see_whole_changes_only() -> None:
     assert ids[0, :100].tolist() == newest.tolist() and scores[0, 100] == -torch.inf
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["concat", "sum"])
 @pytest.mark.parametrize("pruning", [None, PRUNED], ids=["pqtopk", "recjpq_prune"])
-def test_an_opened_index_answers_as_the_saved_one(pruning: Pruning | None, tmp_path: Path) -> None:
+def test_an_opened_index_answers_as_the_saved_one(pruning: Pruning | None, shared: bool, tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     codes_NM, centroids = catalogue(rng, 2000, 4, 50, "random")
-    saved = PQIndex(codes_NM, centroids, pruning=pruning)
+    saved = PQIndex(codes_NM, centroids, shared=shared, pruning=pruning)
     save_index(tmp_path / "index", saved)
     opened = open_index(tmp_path / "index").warm_up()
-    assert opened.kind == saved.kind and opened.items == 2000
+    assert opened.kind == saved.kind and opened.items == 2000 and opened.width == saved.width == (2 if shared else 8)
     user_BD = users(rng, 6, saved.width)
     exclude = Exclusion(np.arange(7), np.arange(6))
     for a, b in zip(saved.topk(user_BD, 50, exclude=exclude), opened.topk(user_BD, 50, exclude=exclude), strict=True):
@@ -179,9 +180,15 @@ def test_a_packaged_index_is_its_models(tmp_path: Path) -> None:
     assert not write_index(tmp_path / "none", coded, RetrievalSettings(kind="dense"))
     assert write_index(tmp_path / "index", coded, RetrievalSettings(kind="pqtopk"))
     index = load_index(tmp_path / "index", coded)
+    added = model(RecJPQItemsSettings(splits=2, codes=16, composition="sum"), 0)
     user_BD = torch.randn(3, 8)
     torch.testing.assert_close(index.topk(user_BD, 20)[1], DenseIndex(coded.item_vectors().detach()).topk(user_BD, 20)[1])
     with pytest.raises(ModelError, match="an index of other items"):
         load_index(tmp_path / "index", other)
     with pytest.raises(ModelError, match="an index of other items"):
         load_index(tmp_path / "index", dense)
+    with pytest.raises(ModelError, match="an index of other items"):
+        load_index(tmp_path / "index", added)
+    assert write_index(tmp_path / "added", added, RetrievalSettings(kind="pqtopk"))
+    found = load_index(tmp_path / "added", added).topk(user_BD, 20)[1]
+    torch.testing.assert_close(found, DenseIndex(added.item_vectors().detach()).topk(user_BD, 20)[1])

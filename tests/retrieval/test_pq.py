@@ -200,6 +200,28 @@ def test_what_cannot_be_ranked_is_refused() -> None:
         PQIndex(codes_NM, centroids * torch.inf)
 
 
+@pytest.mark.parametrize("pruning", PRUNINGS)
+def test_splits_that_share_the_user_vector_equal_the_dense_index(pruning: str) -> None:
+    """RecJPQ with added pieces: a split is scored by the whole user vector. After a change of the catalogue too, as torch does it, for one user."""
+    rng = np.random.default_rng(7)
+    codes_NM, centroids = catalogue(rng, 1500, 4, 32, "random", width=6)
+    index = PQIndex(codes_NM, centroids, shared=True, pruning=PRUNINGS[pruning])
+    vectors_ND = torch.stack([centroids[k][codes_NM[:, k].long()] for k in range(4)]).sum(0)
+    vectors_ND[0] = 0
+    dense, user_BD, targets = DenseIndex(vectors_ND), users(rng, 7, 6), torch.from_numpy(rng.integers(0, 1501, size=7))
+    assert index.width == 6
+    expected = dense.topk_and_ranks(user_BD, targets, 20, exclude=exclusions(np.random.default_rng(8), 7, 1500))
+    for a, b in zip(index.topk_and_ranks(user_BD, targets, 20, exclude=exclusions(np.random.default_rng(8), 7, 1500)), expected, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(index.topk(user_BD[:1], 20)[0], dense.topk(user_BD[:1], 20)[0])
+    on_device = DeviceCatalogue(index.snapshot, centroids, torch.device("cpu"))
+    assert torch.equal(on_device(user_BD.repeat(1, 4), None, 20, None, None)[0], dense.topk(user_BD, 20)[0])
+    index.retire(dense.topk(user_BD[:1], 1)[0][0].numpy())
+    assert torch.equal(index.topk(user_BD[:1], 5)[0], dense.topk(user_BD[:1], 6)[0][:, 1:])
+    with pytest.raises(ModelError, match=r"expected \[users, 6\]"):
+        index.topk(torch.zeros(1, 24), 3)
+
+
 def test_no_users() -> None:
     codes_NM, centroids = catalogue(np.random.default_rng(0), 30, 2, 8, "random")
     ids, scores, ranks = PQIndex(codes_NM, centroids).topk_and_ranks(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 3)

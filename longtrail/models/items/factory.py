@@ -10,10 +10,10 @@ from longtrail.models.items.recjpq import RecJPQItems
 def make_items(settings: ItemsSettings, items: int, width: int, *, std: float) -> DenseItems | RecJPQItems:
     """The ItemEmbedding of `settings` for ids 1..`items`, with fresh weights of spread `std` from torch's global generator.
 
-    Raises ValueError where `width` is not divisible by the splits.
+    Raises ValueError where pieces are concatenated and `width` is not divisible by the splits.
     """
     if isinstance(settings, RecJPQItemsSettings):
-        return RecJPQItems(items, width, splits=settings.splits, codes=settings.codes, std=std)
+        return RecJPQItems(items, width, splits=settings.splits, codes=settings.codes, composition=settings.composition, std=std)
     return DenseItems(items, width, std=std)
 
 
