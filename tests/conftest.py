@@ -12,7 +12,7 @@ _PRINT = builtins.print
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that two workers end at about the same time."""
+    """The longest files first, so that the workers end at about the same time."""
     items.sort(key=lambda item: "end_to_end" not in item.path.parts)
 
 
