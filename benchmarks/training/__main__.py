@@ -2,7 +2,7 @@
 
     python -m benchmarks.training --help
 
-Next item: L = 200, D = 64, two blocks, 128 users a step, 3,416 items, histories as long as MovieLens-1M's. Click: L = 1,000, D = 16 + 16, 256
+Next item: L = 200, D = 64, two blocks, 128 users a step, 3,416 items, histories as long as MovieLens-1M's. Click: L = 1,000, D = 32 + 32, 256
 samples a step, in requests of one candidate and of eight. Each case trains in a process of its own, through Longtrail's whole loop (reading,
 batches, Lightning); twins through a plain one. A rival that lives in another environment joins by `--rival NAME=COMMAND`: the command is run with the
 folder of the next-item workload as its last argument and prints, as its last line, {"per_cpu_second": users, "peak_bytes": bytes}.
@@ -44,7 +44,7 @@ NEXT_ITEM: dict[str, Row] = {
     "GRU4Rec, LambdaRank": {"kind": "gru4rec", "loss": "lambdarank"},
 }
 PADDED = {"width": 64, "blocks": 2, "heads": 2, "dropout": 0.2}
-TILED = {"width": 16, "attention_hidden": (32,), "hidden": (200, 80)}
+TILED = {"attention_hidden": (32,), "hidden": (200, 80)}
 CLICK_ITEMS = 100_000
 
 
@@ -101,6 +101,7 @@ def main(
     requests: Annotated[int, typer.Option(help="requests of the click workload")] = 2_048,
     click_length: Annotated[int, typer.Option(help="its L")] = 1_000,
     click_batch: Annotated[int, typer.Option(help="its samples a step")] = 256,
+    click_width: Annotated[int, typer.Option(help="its width of item and of category: D = 32 + 32 by default")] = 32,
     candidates: Annotated[list[int], typer.Option(help="its candidates a request")] = [1, 8],  # noqa: B006
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
     only: Annotated[str, typer.Option(help="only cases whose workload, model or who contains this")] = "",
@@ -126,8 +127,8 @@ def main(
             write_ranking_log(clicks, requests=requests, candidates=C, items=CLICK_ITEMS, length=click_length)
             task = Task(folder=str(clicks), length=click_length, batch=click_batch, seconds=seconds, threads=threads)
             for model, settings in rankers().items():
-                add(f"click, C = {C}", model, "ours", task, {"stage": "ranking", "width": 16, "max_history": click_length, **settings})
-            add(f"click, C = {C}", "din", "tiled DIN", task, TILED)
+                add(f"click, C = {C}", model, "ours", task, {"stage": "ranking", "width": click_width, "max_history": click_length, **settings})
+            add(f"click, C = {C}", "din", "tiled DIN", task, {"width": click_width, **TILED})
         rows = []
         for workload, model, who, task, settings in tqdm(cases, disable=None):
             rows.append({"workload": workload, "model": model, "who": who, "settings": settings, **measure(who, task, settings)})

@@ -21,6 +21,7 @@ from longtrail.models.registry import build_model
 from longtrail.retrieval.index import Exclusion
 from longtrail.training.learners import Learner, RankerLearner, RetrieverLearner
 from longtrail.training.loop import make_trainer
+from longtrail.training.memory import freed_memory_is_kept
 
 WARM_UP = 2  # steps before the clock starts
 
@@ -89,7 +90,8 @@ def train_ours(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
     batches, learner_of = _ranking(task, features) if isinstance(model, RankerSettings) else _next_item(task, features)
     learner = learner_of(build_model(model, features.sizes), model)
     trainer = make_trainer(TrainingSettings(accelerator="cpu", threads=task.threads), [_Watch(meter)], epochs=10_000)
-    trainer.fit(learner, batches)
+    with freed_memory_is_kept():  # as longtrail.training.fitting does
+        trainer.fit(learner, batches)
     return meter.result(learner)
 
 

@@ -13,7 +13,7 @@ from longtrail.config import DenseItemsSettings, ItemsSettings
 from longtrail.models.contracts import Candidates, History, Sizes
 from longtrail.models.items.dense import DenseItems, known
 from longtrail.models.items.factory import make_items
-from longtrail.models.lookup import look_up, look_up_and_add
+from longtrail.models.lookup import look_up, look_up_and_add, look_up_both
 from longtrail.models.masks import padding_mask
 
 DENSE = DenseItemsSettings()
@@ -44,8 +44,10 @@ class BehaviourEmbedding(nn.Module):
         pairs_PD = (categories_C1D + functional.pad(self.actions[1:], (0, 0, 1, 0))).flatten(0, 1)
         categories_BL = known(history.categories_BL.masked_fill(~mask_BL, 0), self.categories.items)
         actions_BL = known(history.actions_BL.masked_fill(~mask_BL, 0), len(self.actions) - 1)
-        items_BLW = self.items.embed(history.items_BL.masked_fill(~mask_BL, 0))
-        return look_up_and_add(pairs_PD, categories_BL * len(self.actions) + actions_BL, items_BLW)
+        pairs_BL, items_BL = categories_BL * len(self.actions) + actions_BL, history.items_BL.masked_fill(~mask_BL, 0)
+        if isinstance(self.items, DenseItems):
+            return look_up_both(pairs_PD, pairs_BL, self.items.table, known(items_BL, self.items.items))
+        return look_up_and_add(pairs_PD, pairs_BL, self.items.embed(items_BL))
 
     def queries(self, candidates: Candidates) -> Tensor:
         """[B, C, D]: item ‖ category."""

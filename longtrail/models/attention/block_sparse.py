@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 TILE = 16  # R; 16 to 64 take the same time on a CPU, and less is left empty
-CHUNK_ELEMENTS = 1 << 18  # of queries at once
+CHUNKS = 16  # of queries, one after the other: then a chunk's tiles take a tenth of what is kept of all queries
+LEAST_ELEMENTS, MOST_ELEMENTS = 1 << 15, 1 << 18  # of a chunk's tiles; smaller ones pay for their calls, larger ones leave the cache
 
 
 def block_sparse_attention(
@@ -83,7 +84,8 @@ class _Inputs:
     def chunks(self) -> Iterator[tuple[slice, slice]]:
         """Queries, and the blocks that these are."""
         (F, M, d), b = self.q_FMd.shape, self.k_Gbd.shape[1]
-        step = max(1, CHUNK_ELEMENTS // (M * d * b)) * b
+        elements = min(max(F * M * d // CHUNKS, LEAST_ELEMENTS), MOST_ELEMENTS)
+        step = max(1, elements // (M * d * b)) * b
         for start in range(0, F, step):
             stop = min(start + step, F)
             yield slice(start, stop), slice(start // b, stop // b)

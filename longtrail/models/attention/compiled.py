@@ -1,10 +1,11 @@
-"""The attention layer of fused.py for one request on a CPU, compiled by numba: what serving runs, four times as fast as torch's parts.
+"""The attention layer of fused.py on a CPU, compiled by numba: what serving scores one request with, and what training does in passes over the keys.
 
-C candidates, L history, n events of it, D width, H hidden units.
+B requests, C candidates, L history, n events of it, D width, H hidden units.
 
 The hidden layer [C, H, L] is never written: for TILE events and GROUP units at a time its pre-activations stand in registers, go through the sigmoid
-there and are added to the scores. Loops over tiles are outermost, so that a tile of the history is read from the innermost cache. Ours; the tests
-hold it to fused.py. float32; the sigmoid is right to 3e-7. No gradient, no use of the interpreter's lock: threads run side by side.
+there and are added to the scores. Loops over tiles are outermost, so that a tile of the history is read from the innermost cache; backward makes
+the hidden layer of a tile again there and adds up all gradients from it. Ours; the tests hold it to fused.py. float32; the sigmoid is right to 3e-7.
+No use of the interpreter's lock: threads run side by side. All of it stands in one file, because numba notices changes of a kernel's own file alone.
 """
 
 import contextlib
@@ -23,84 +24,334 @@ _chosen = getattr(numba.config, "CPU_FEATURES", None)  # NUMBA_CPU_FEATURES
 _WIDE = "+avx512f" in (llvmlite.binding.get_host_cpu_features().flatten() if _chosen is None else _chosen).split(",")
 LANES, VECTORS = (16, 4) if _WIDE else (8, 2)  # as many sums as fit in the registers, less some for what is multiplied
 TILE = LANES * VECTORS  # events
-GROUP = 4  # hidden units
+GROUP = 4  # hidden units, or events
+PAIR = 2 * LANES  # columns of keys or weights at a time
 # 2^f for |f| <= 1/2, from f^0 on: interpolated at Chebyshev's points, relative error below 1e-8
 _POWERS = (1.0, 0.69314718, 0.24022651, 0.055503272, 0.0096180569, 0.0013400428, 0.00015461445)
 _ROUND = 1.5 * 2.0**23  # added to a float32, it leaves an integer in the low bits
 _MOST = 80.0  # where a sigmoid has reached 0 or 1 in float32, and no power overflows
 
 Floats = NDArray[np.float32]
+_F32, _I8, _I32, _I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_VECTOR, _WHOLE = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
+_integer = types.int64
+
+
+class _Emit:
+    """Writes vector code of an intrinsic whose arrays are flat float32."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
+        self.context, self.builder, self.signature, self.args = context, builder, signature, args
+
+    def pointer(self, place: int, offset: Any) -> Any:
+        """To the element `offset` of the array that is argument `place`."""
+        data = cgutils.create_struct_proxy(self.signature.args[place])(self.context, self.builder, self.args[place]).data
+        return self.builder.gep(data, [offset])
+
+    def number(self, value: int) -> Any:
+        return ir.Constant(_I64, value)
+
+    def constant(self, value: float) -> Any:
+        return ir.Constant(_VECTOR, [ir.Constant(_F32, float(np.float32(value)))] * LANES)
+
+    def spread(self, value: Any) -> Any:
+        """A float in all lanes."""
+        one = self.builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, _I32(0))
+        return self.builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_WHOLE, [_I32(0)] * LANES))
+
+    def at(self, base: Any, offset: Any) -> Any:
+        """The float there, in all lanes."""
+        return self.spread(self.builder.load(self.builder.gep(base, [offset])))
+
+    def _place(self, base: Any, offset: Any) -> Any:
+        return self.builder.bitcast(self.builder.gep(base, [offset]), _VECTOR.as_pointer())
+
+    def load(self, base: Any, offset: Any) -> Any:
+        return self.builder.load(self._place(base, offset), align=4)
+
+    def store(self, vector: Any, base: Any, offset: Any) -> None:
+        self.builder.store(vector, self._place(base, offset), align=4)
+
+    def fetch_ahead(self, base: Any, offset: Any, width: Any) -> None:
+        """Asks for the cache line of the next tile's event that stands where this one does, and does not wait for it."""
+        pointer = _I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        function = self.builder.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
+        place = self.builder.gep(base, [self.offset(offset, (width, self.number(TILE)))])
+        self.builder.call(function, [self.builder.bitcast(place, pointer), _I32(0), _I32(3), _I32(1)])
+
+    def sums(self, *shape: int) -> Any:
+        """Places of vectors, nested by shape: they become registers."""
+        if len(shape) > 1:
+            return [self.sums(*shape[1:]) for _ in range(shape[0])]
+        return [cgutils.alloca_once(self.builder, _VECTOR) for _ in range(shape[0])]
+
+    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
+        return self.builder.fadd(self.builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+    def add_product(self, a: Any, b: Any, place: Any) -> None:
+        self.builder.store(self.multiply_add(a, b, self.builder.load(place)), place)
+
+    def offset(self, *parts: Any) -> Any:
+        """The sum of integers; of (a, b) in it the product."""
+        total = self.number(0)
+        for part in parts:
+            total = self.builder.add(total, self.builder.mul(*part) if isinstance(part, tuple) else part)
+        return total
+
+    def sigmoid(self, x: Any) -> Any:
+        builder, constant, multiply_add = self.builder, self.constant, self.multiply_add
+        for comparison, bound in (("<", _MOST), (">", -_MOST)):  # unordered: what is not a number stays so
+            x = builder.select(builder.fcmp_unordered(comparison, x, constant(bound)), x, constant(bound))
+        rounded = multiply_add(x, constant(-np.log2(np.e)), constant(_ROUND))
+        rest = multiply_add(x, constant(-np.log2(np.e)), builder.fsub(constant(_ROUND), rounded))
+        power = constant(_POWERS[-1])
+        for coefficient in reversed(_POWERS[:-1]):
+            power = multiply_add(power, rest, constant(coefficient))
+        exponent = builder.shl(builder.bitcast(rounded, _WHOLE), ir.Constant(_WHOLE, [_I32(23)] * LANES))
+        power = builder.bitcast(builder.add(builder.bitcast(power, _WHOLE), exponent), _VECTOR)
+        return builder.fdiv(constant(1), builder.fadd(power, constant(1)))
+
+    def hidden(self, keys: Any, weights: Any, bias: Any, first: Any, width: Any, rows: int = GROUP) -> list[list[Any]]:
+        """Pre-activations [rows][VECTORS] of units `first` on, of a turned tile of keys."""
+        builder, sums, places = self.builder, self.sums(rows, VECTORS), []
+        for j in range(rows):
+            h = self.offset(first, self.number(j))
+            places.append(builder.gep(weights, [builder.mul(h, width)]))
+            start = self.at(bias, h)
+            for place in sums[j]:
+                builder.store(start, place)
+        self.add_products(keys, places, width, sums)
+        return [[builder.load(place) for place in row] for row in sums]
+
+    def add_products(self, keys: Any, rows: list[Any], width: Any, sums: Any) -> None:
+        """To sums[j][v] Σ_d rows[j][d] · (vector v of the turned tile's column d)."""
+        with cgutils.for_range(self.builder, width, intp=_I64) as loop:
+            base = self.builder.mul(loop.index, self.number(TILE))
+            k = [self.load(keys, self.offset(base, self.number(LANES * v))) for v in range(VECTORS)]
+            for row, places in zip(rows, sums, strict=True):
+                w = self.at(row, loop.index)
+                for vector, place in zip(k, places, strict=True):
+                    self.add_product(w, vector, place)
+
+    def load_one(self, base: Any, offset: Any) -> Any:
+        return self.builder.load(self.builder.gep(base, [offset]))
+
+    def store_one(self, value: Any, base: Any, offset: Any) -> None:
+        self.builder.store(value, self.builder.gep(base, [offset]))
+
+    def along(self, count: Any, vector: Callable[[Any], None], one: Callable[[Any], None]) -> None:
+        """vector(i) for all whole vectors of `count` places, one(i) for the rest."""
+        whole = self.builder.and_(count, self.number(-LANES))
+        with self.steps(whole, LANES) as (i, _):
+            vector(i)
+        with cgutils.for_range(self.builder, count, start=whole, intp=_I64) as loop:
+            one(loop.index)
+
+    def steps(self, stop: Any, step: int) -> Any:
+        return cgutils.for_range_slice(self.builder, self.number(0), stop, self.number(step), intp=_I64)
 
 
 @intrinsic
 def _tile(typing_context, keys, at, weights, row, bias, last, last_bias, width, units, squashed, scores, to):  # type: ignore[no-untyped-def]
     """scores[to : to + TILE] = Σ_h last[h] · sigmoid(bias[row + h] + Σ_d weights[(row + h) · D + d] · keys[at + d · TILE + place]) + last_bias,
-    and the sigmoid of that where `squashed`. Arrays are flat float32; `units` is a multiple of GROUP."""
-    integer, number = types.int64, types.float32
-    signature = types.void(keys, integer, weights, integer, bias, last, number, integer, integer, types.boolean, scores, integer)
+    and the sigmoid of that where `squashed`. `units` is a multiple of GROUP."""
+    signature = types.void(keys, _integer, weights, _integer, bias, last, types.float32, _integer, _integer, types.boolean, scores, _integer)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        f32, i32, i64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-        vector, whole = ir.VectorType(f32, LANES), ir.VectorType(i32, LANES)
-
-        def pointer(place, offset):  # type: ignore[no-untyped-def]
-            data = cgutils.create_struct_proxy(signature.args[place])(context, builder, args[place]).data
-            return builder.gep(data, [offset])
-
-        def constant(value):  # type: ignore[no-untyped-def]
-            return ir.Constant(vector, [ir.Constant(f32, float(np.float32(value)))] * LANES)
-
-        def spread(value):  # type: ignore[no-untyped-def]
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, i32(0))
-            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(whole, [i32(0)] * LANES))
-
-        def multiply_add(a, b, c):  # type: ignore[no-untyped-def]
-            return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
-
-        def sigmoid(x):  # type: ignore[no-untyped-def]
-            for comparison, bound in (("<", _MOST), (">", -_MOST)):  # unordered: what is not a number stays so
-                x = builder.select(builder.fcmp_unordered(comparison, x, constant(bound)), x, constant(bound))
-            rounded = multiply_add(x, constant(-np.log2(np.e)), constant(_ROUND))
-            rest = multiply_add(x, constant(-np.log2(np.e)), builder.fsub(constant(_ROUND), rounded))
-            power = constant(_POWERS[-1])
-            for coefficient in reversed(_POWERS[:-1]):
-                power = multiply_add(power, rest, constant(coefficient))
-            exponent = builder.shl(builder.bitcast(rounded, whole), ir.Constant(whole, [i32(23)] * LANES))
-            power = builder.bitcast(builder.add(builder.bitcast(power, whole), exponent), vector)
-            return builder.fdiv(constant(1), builder.fadd(power, constant(1)))
-
-        def load_vector(base, offset):  # type: ignore[no-untyped-def]
-            return builder.load(builder.bitcast(builder.gep(base, [offset]), vector.as_pointer()), align=4)
-
-        zero = ir.Constant(i64, 0)
+        emit = _Emit(context, builder, signature, args)
         _, at, _, row, _, _, last_bias, width, units, squashed, _, to = args
-        keys_at, weights_at = pointer(0, at), pointer(2, builder.mul(row, width))
-        bias_at, last_at, scores_at = pointer(4, row), pointer(5, zero), pointer(10, to)
-        totals = [cgutils.alloca_once_value(builder, spread(last_bias)) for _ in range(VECTORS)]
-        with cgutils.for_range_slice(builder, zero, units, ir.Constant(i64, GROUP), intp=i64) as (unit, _):
-            sums = [[cgutils.alloca_once(builder, vector) for _ in range(VECTORS)] for _ in range(GROUP)]
-            rows = []
-            for j in range(GROUP):
-                h = builder.add(unit, i64(j))
-                rows.append(builder.gep(weights_at, [builder.mul(h, width)]))
-                start = spread(builder.load(builder.gep(bias_at, [h])))
-                for place in sums[j]:
-                    builder.store(start, place)
-            with cgutils.for_range(builder, width, intp=i64) as loop:
-                base = builder.mul(loop.index, i64(TILE))
-                k = [load_vector(keys_at, builder.add(base, i64(LANES * v))) for v in range(VECTORS)]
+        keys_at, weights_at, bias_at = emit.pointer(0, at), emit.pointer(2, builder.mul(row, width)), emit.pointer(4, row)
+        last_at, scores_at = emit.pointer(5, emit.number(0)), emit.pointer(10, to)
+        totals = [cgutils.alloca_once_value(builder, emit.spread(last_bias)) for _ in range(VECTORS)]
+        with emit.steps(units, GROUP) as (unit, _):
+            for j, row_sums in enumerate(emit.hidden(keys_at, weights_at, bias_at, unit, width)):
+                w = emit.at(last_at, emit.offset(unit, emit.number(j)))
+                for total, x in zip(totals, row_sums, strict=True):
+                    emit.add_product(w, emit.sigmoid(x), total)
+        for v, total in enumerate(totals):
+            plain = builder.load(total)
+            emit.store(builder.select(squashed, emit.sigmoid(plain), plain), scores_at, emit.number(LANES * v))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _turned(typing_context, keys, at, width, tile):  # type: ignore[no-untyped-def]
+    """tile[d · TILE + j] = keys[at + j · D + d] for TILE events: squares of LANES × LANES, turned by swapping a bit of row and column at a time."""
+    signature = types.void(keys, _integer, _integer, tile)
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = _Emit(context, builder, signature, args)
+        _, at, width, _ = args
+        keys_at, tile_at = emit.pointer(0, at), emit.pointer(3, emit.number(0))
+        with emit.steps(width, LANES) as (column, _), emit.steps(emit.number(TILE), LANES) as (event, _):
+            rows = [emit.load(keys_at, emit.offset((emit.offset(event, emit.number(i)), width), column)) for i in range(LANES)]
+            for bit in (1 << n for n in range(LANES.bit_length() - 1)):
+                upper = ir.Constant(_WHOLE, [_I32(LANES + (c ^ bit) if c & bit else c) for c in range(LANES)])
+                lower = ir.Constant(_WHOLE, [_I32(LANES + c if c & bit else c ^ bit) for c in range(LANES)])
+                for i in (i for i in range(LANES) if not i & bit):
+                    a, b = rows[i], rows[i | bit]
+                    rows[i], rows[i | bit] = builder.shuffle_vector(a, b, upper), builder.shuffle_vector(a, b, lower)
+            for i, turned in enumerate(rows):
+                emit.store(turned, tile_at, emit.offset((emit.offset(column, emit.number(i)), emit.number(TILE)), event))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _inner(typing_context, keys, weights, row, bias, first, last, scores, width, units, inner, last_sums, bias_sums, to):  # type: ignore[no-untyped-def]
+    """Of a turned tile and its gradient by the scores: gradients by the pre-activations, inner[h · TILE + place], and in last_sums and
+    bias_sums[(to + h) · LANES + lane] the sums over places of gradients by `last` and by the bias."""
+    floats = (keys, weights, _integer, bias, _integer, last, scores, _integer, _integer, inner, last_sums, bias_sums, _integer)
+    signature = types.void(*floats)
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = _Emit(context, builder, signature, args)
+        _, _, row, _, first, _, _, width, units, _, _, _, to = args
+        zero = emit.number(0)
+        keys_at, weights_at, bias_at = emit.pointer(0, zero), emit.pointer(1, builder.mul(row, width)), emit.pointer(3, first)
+        last_at, scores_at, inner_at = emit.pointer(5, zero), emit.pointer(6, zero), emit.pointer(9, zero)
+        sums_at = [emit.pointer(place, builder.mul(to, emit.number(LANES))) for place in (10, 11)]
+        with emit.steps(units, GROUP) as (unit, _):
+            for j, row_sums in enumerate(emit.hidden(keys_at, weights_at, bias_at, unit, width)):
+                h = emit.offset(unit, emit.number(j))
+                w, lanes = emit.at(last_at, h), builder.mul(h, emit.number(LANES))
+                last_sum, bias_sum = (emit.load(place, lanes) for place in sums_at)
+                for v, x in enumerate(row_sums):
+                    x = emit.sigmoid(x)
+                    product = builder.fmul(emit.load(scores_at, emit.number(LANES * v)), x)
+                    gradient = builder.fmul(builder.fmul(product, w), builder.fsub(emit.constant(1), x))
+                    last_sum, bias_sum = builder.fadd(last_sum, product), builder.fadd(bias_sum, gradient)
+                    emit.store(gradient, inner_at, emit.offset((h, emit.number(TILE)), emit.number(LANES * v)))
+                emit.store(last_sum, sums_at[0], lanes)
+                emit.store(bias_sum, sums_at[1], lanes)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _by_score(typing_context, keys, row, at, width, shares, to, squashed, scores):  # type: ignore[no-untyped-def]
+    """scores[place] += Σ_d row[at + d] · keys[d · TILE + place] of a turned tile; where `squashed`, times a (1 - a) for a = shares[to + place]."""
+    signature = types.void(keys, row, _integer, _integer, shares, _integer, types.boolean, scores)
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = _Emit(context, builder, signature, args)
+        zero, shares_at, scores_at = emit.number(0), emit.pointer(4, args[5]), emit.pointer(7, emit.number(0))
+        (sums,) = emit.sums(1, VECTORS)
+        for v, place in enumerate(sums):
+            builder.store(emit.load(scores_at, emit.number(LANES * v)), place)
+        emit.add_products(emit.pointer(0, zero), [emit.pointer(1, args[2])], args[3], [sums])
+        for v, place in enumerate(sums):
+            share, plain = emit.load(shares_at, emit.number(LANES * v)), builder.load(place)
+            slope = builder.fmul(share, builder.fsub(emit.constant(1), share))
+            emit.store(builder.select(args[6], builder.fmul(plain, slope), plain), scores_at, emit.number(LANES * v))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _copy(typing_context, out, to, given, at, count):  # type: ignore[no-untyped-def]
+    """out[to : to + count] = given[at : at + count]. In a loop numba asks of every index whether it is negative, which takes many times as long."""
+    signature = types.void(out, _integer, given, _integer, _integer)
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = _Emit(context, builder, signature, args)
+        out_at, given_at = emit.pointer(0, args[1]), emit.pointer(2, args[3])
+        emit.along(args[4], lambda i: emit.store(emit.load(given_at, i), out_at, i), lambda i: emit.store_one(emit.load_one(given_at, i), out_at, i))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def _clear(typing_context, out, to, count):  # type: ignore[no-untyped-def]
+    """out[to : to + count] = 0."""
+    signature = types.void(out, _integer, _integer)
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = _Emit(context, builder, signature, args)
+        out_at, zero = emit.pointer(0, args[1]), ir.Constant(_F32, 0.0)
+        emit.along(args[2], lambda i: emit.store(emit.constant(0), out_at, i), lambda i: emit.store_one(zero, out_at, i))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _rows_from_events(rows: int) -> Any:
+    """An intrinsic for `rows` rows at a time."""
+
+    @intrinsic
+    def summed(typing_context, shares, units, keys, at, width, events, out, to):  # type: ignore[no-untyped-def]
+        """out[to + h · D + d] += Σ_j shares[h · TILE + j] · keys[at + j · D + d] over `events` places, for `units` rows h."""
+        signature = types.void(shares, _integer, keys, _integer, _integer, _integer, out, _integer)
+
+        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            emit = _Emit(context, builder, signature, args)
+            _, units, _, at, width, events, _, to = args
+            shares_at, keys_at, out_at = emit.pointer(0, emit.number(0)), emit.pointer(2, at), emit.pointer(6, to)
+            with emit.steps(units, rows) as (unit, _), emit.steps(width, PAIR) as (column, _):
+                sums = emit.sums(rows, 2)
+                places = [
+                    [emit.offset((emit.offset(unit, emit.number(j)), width), column, emit.number(LANES * v)) for v in (0, 1)] for j in range(rows)
+                ]
+                for j, v in np.ndindex(rows, 2):
+                    builder.store(emit.load(out_at, places[j][v]), sums[j][v])
+                with cgutils.for_range(builder, events, intp=_I64) as loop:
+                    events_at = [emit.offset((loop.index, width), column, emit.number(LANES * v)) for v in (0, 1)]
+                    for place in events_at if rows == 1 else ():  # forward alone: backward asks below
+                        emit.fetch_ahead(keys_at, place, width)
+                    k = [emit.load(keys_at, place) for place in events_at]
+                    for j in range(rows):
+                        share = emit.at(shares_at, emit.offset((emit.offset(unit, emit.number(j)), emit.number(TILE)), loop.index))
+                        for vector, place in zip(k, sums[j], strict=True):
+                            emit.add_product(share, vector, place)
+                for j, v in np.ndindex(rows, 2):
+                    emit.store(builder.load(sums[j][v]), out_at, places[j][v])
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return summed
+
+
+_sum_of_events, _sums_of_events = _rows_from_events(1), _rows_from_events(GROUP)
+
+
+@intrinsic
+def _events_from_rows(typing_context, shares, rows, row, units, width, events, keys, out, to):  # type: ignore[no-untyped-def]
+    """out[to + j · D + d] += Σ_h shares[h · TILE + j] · rows[(row + h) · D + d] over `units` rows h, for `events` places j: a multiple of GROUP.
+
+    What stands a tile further on in `keys` and `out` is asked for meanwhile: else memory would rest while the tile is worked on.
+    """
+    signature = types.void(shares, rows, _integer, _integer, _integer, _integer, keys, out, _integer)
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = _Emit(context, builder, signature, args)
+        _, _, row, units, width, events, _, _, to = args
+        shares_at, rows_at, out_at = emit.pointer(0, emit.number(0)), emit.pointer(1, builder.mul(row, width)), emit.pointer(7, to)
+        keys_at = emit.pointer(6, to)
+        with emit.steps(events, GROUP) as (event, _), emit.steps(width, PAIR) as (column, _):
+            sums = emit.sums(GROUP, 2)
+            places = [
+                [emit.offset((emit.offset(event, emit.number(j)), width), column, emit.number(LANES * v)) for v in (0, 1)] for j in range(GROUP)
+            ]
+            for j, v in np.ndindex(GROUP, 2):
+                builder.store(emit.load(out_at, places[j][v]), sums[j][v])
+                emit.fetch_ahead(keys_at, places[j][v], width)
+                emit.fetch_ahead(out_at, places[j][v], width)
+            with cgutils.for_range(builder, units, intp=_I64) as loop:
+                w = [emit.load(rows_at, emit.offset((loop.index, width), column, emit.number(LANES * v))) for v in (0, 1)]
                 for j in range(GROUP):
-                    w = spread(builder.load(builder.gep(rows[j], [loop.index])))
-                    for v in range(VECTORS):
-                        builder.store(multiply_add(w, k[v], builder.load(sums[j][v])), sums[j][v])
-            for j in range(GROUP):
-                w = spread(builder.load(builder.gep(last_at, [builder.add(unit, i64(j))])))
-                for v in range(VECTORS):
-                    builder.store(multiply_add(w, sigmoid(builder.load(sums[j][v])), builder.load(totals[v])), totals[v])
-        for v in range(VECTORS):
-            plain = builder.load(totals[v])
-            place = builder.bitcast(builder.gep(scores_at, [i64(LANES * v)]), vector.as_pointer())
-            builder.store(builder.select(squashed, sigmoid(plain), plain), place, align=4)
+                    share = emit.at(shares_at, emit.offset((loop.index, emit.number(TILE)), event, emit.number(j)))
+                    for vector, place in zip(w, sums[j], strict=True):
+                        emit.add_product(share, vector, place)
+            for j, v in np.ndindex(GROUP, 2):
+                emit.store(builder.load(sums[j][v]), out_at, places[j][v])
         return context.get_dummy_value()
 
     return signature, generate
@@ -110,6 +361,17 @@ def _kernel(function: Callable) -> Any:
     with contextlib.suppress(RuntimeError):  # numba finds no folder to keep it in: compiled again in each process
         return numba.njit(nogil=True, cache=True)(function)
     return numba.njit(nogil=True)(function)
+
+
+@_kernel
+def _turned_events(keys, at, width, events, rows, tile):  # type: ignore[no-untyped-def]
+    """A turned tile of `events` events, zeros behind them."""
+    if events == TILE:
+        _turned(keys, at, width, tile)  # type: ignore[call-arg]
+        return
+    _copy(rows, 0, keys, at, events * width)  # type: ignore[call-arg]
+    _clear(rows, events * width, (TILE - events) * width)  # type: ignore[call-arg]
+    _turned(rows, 0, width, tile)  # type: ignore[call-arg]
 
 
 @_kernel
@@ -125,6 +387,87 @@ def _scores(keys, n, weights, bias, last, last_bias, width, squashed, scores, ca
             _tile(tile, 0, weights, c * len(last), bias, last, last_bias, width, len(last), squashed, found, 0)  # type: ignore[call-arg]
             for j in range(real):
                 scores[c * length + start + j] = found[j]
+
+
+@_kernel
+def forward(keys, counts, first, weights, bias, last, last_bias, width, length, squashed, pooled, scores, reads):  # type: ignore[no-untyped-def]
+    """Scores [.., C, L], 0 on padding, and where `pooled` their sums of keys [.., C, D], of requests first .. first + len(counts) - 1.
+
+    `counts` are their numbers of events. All other arrays are flat, and those of the whole batch; `reads` begins at zeros.
+    """
+    units = len(last)
+    candidates = len(scores) // (len(keys) // width)
+    tile, rows, found = np.empty(width * TILE, np.float32), np.empty(width * TILE, np.float32), np.empty(TILE, np.float32)
+    for i in range(len(counts)):
+        b = first + i
+        for start in range(0, counts[i], TILE):
+            at, real = (b * length + start) * width, min(TILE, counts[i] - start)
+            _turned_events(keys, at, width, real, rows, tile)
+            for pair in range(b * candidates, (b + 1) * candidates):
+                _tile(tile, 0, weights, pair * units, bias, last, last_bias, width, units, squashed, found, 0)  # type: ignore[call-arg]
+                _copy(scores, pair * length + start, found, 0, real)  # type: ignore[call-arg]
+                if pooled:
+                    _sum_of_events(found, 1, keys, at, width, real, reads, pair * width)
+        for pair in range(b * candidates, (b + 1) * candidates):
+            _clear(scores, pair * length + counts[i], length - counts[i])  # type: ignore[call-arg]
+
+
+@_kernel
+def backward(  # type: ignore[no-untyped-def]
+    keys, counts, first, weights, bias, last, width, length, shares, reads, scores, kind, fresh, keys_grad, weights_grad, bias_grad, last_grad, sums
+):
+    """Gradients of forward's arguments, of requests first .. first + len(counts) - 1.
+
+    In: `shares` a [.., C, L]; `reads` the gradient by Σ_l a_l k_l; `scores` that by a (kind 1, linear, and 2, sigmoid) or by the score (kind 0).
+    Out: keys_grad, added to where not `fresh`; weights_grad, from zeros; for each candidate bias_grad, last_grad [.., H] and the scores' `sums`.
+    """
+    units = len(last)
+    candidates = len(shares) // (len(keys) // width)
+    tile, rows, gradient = np.empty(width * TILE, np.float32), np.empty(width * TILE, np.float32), np.empty(TILE, np.float32)
+    inner = np.empty((units + 1) * TILE, np.float32)  # and, in the last row, the shares
+    both = np.empty(candidates * (units + 1) * width, np.float32)  # each candidate's weights, then its `reads`
+    lasts, biases = np.empty(candidates * units * LANES, np.float32), np.empty(candidates * units * LANES, np.float32)
+    for i in range(len(counts)):
+        b = first + i
+        _clear(lasts, 0, len(lasts))  # type: ignore[call-arg]
+        _clear(biases, 0, len(biases))  # type: ignore[call-arg]
+        for c in range(candidates):
+            pair, to = b * candidates + c, c * (units + 1) * width
+            _copy(both, to, weights, pair * units * width, units * width)  # type: ignore[call-arg]
+            _copy(both, to + units * width, reads, pair * width, width)  # type: ignore[call-arg]
+            sums[pair] = 0
+        if fresh:
+            _clear(keys_grad, (b * length + counts[i]) * width, (length - counts[i]) * width)  # type: ignore[call-arg]
+        for start in range(0, counts[i], TILE):
+            at, real = (b * length + start) * width, min(TILE, counts[i] - start)
+            whole = real // GROUP * GROUP
+            if fresh:
+                _clear(keys_grad, at, real * width)  # type: ignore[call-arg]
+            _turned_events(keys, at, width, real, rows, tile)
+            for c in range(candidates):
+                pair, row = b * candidates + c, c * (units + 1)
+                _copy(inner, units * TILE, shares, pair * length + start, real)  # type: ignore[call-arg]
+                _clear(inner, units * TILE + real, TILE - real)  # type: ignore[call-arg]
+                _copy(gradient, 0, scores, pair * length + start, real)  # type: ignore[call-arg]
+                _clear(gradient, real, TILE - real)  # type: ignore[call-arg]
+                if kind:
+                    _by_score(tile, both, (row + units) * width, width, inner, units * TILE, kind == 2, gradient)  # type: ignore[call-arg]
+                total = np.float32(0)
+                for j in range(TILE):
+                    total += gradient[j]
+                sums[pair] += total
+                _inner(tile, both, row, bias, pair * units, last, gradient, width, units, inner, lasts, biases, c * units)  # type: ignore[call-arg]
+                _sums_of_events(inner, units, keys, at, width, real, weights_grad, pair * units * width)
+                _events_from_rows(inner, both, row, units + 1, width, whole, keys, keys_grad, at)  # type: ignore[call-arg]
+                for j in range(whole, real):
+                    for h in range(units + 1):
+                        for d in range(width):
+                            keys_grad[at + j * width + d] += inner[h * TILE + j] * both[(row + h) * width + d]
+        for c in range(candidates):
+            for h in range(units):
+                to = (b * candidates + c) * units + h
+                last_grad[to] = lasts[(c * units + h) * LANES : (c * units + h + 1) * LANES].sum()
+                bias_grad[to] = biases[(c * units + h) * LANES : (c * units + h + 1) * LANES].sum()
 
 
 def pair_scores(keys_LD: Floats, n: int, weights_CHD: Floats, bias_CH: Floats, last_H: Floats, last_bias: float, *, squashed: bool) -> Floats:

@@ -6,7 +6,8 @@ The same function of the same numbers as its parts in pointwise.py, which the te
 of K [B, L, D] a call, one of them transposed, and adds them up; here one matrix product over H + 1 rows makes their sum. With L = 1,000 that was a
 quarter of SAM's step on a CPU.
 
-Within `serving()`, what scores one request on a CPU is compiled.py's: the same function again.
+On a CPU, batches that are large enough are trained by compiled_layer.py, and what scores one request within `serving()` is compiled.py's: the same
+function again.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longtrail.models.attention.pointwise import Normaliser, blockwise, normalised, pair_dense, pair_hidden, pooled
+from longtrail.models.attention.pointwise import Normaliser, blockwise, normalised, pair_dense, pair_hidden, pooled, scores_gradient
+
+COMPILED_WIDTH, COMPILED_UNITS = 32, 4  # what compiled.py takes D and H in
+COMPILED_PAIRS = 1 << 15  # of candidate and place, from which on a batch is trained by it
 
 _compiled = ContextVar("compiled", default=False)
 
@@ -58,7 +62,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad_BCL: Tensor, read_BCD: Tensor) -> tuple[Tensor | None, ...]:
         keys_BLD, weights_BCHD, last_H, hidden_BCHL, a_BCL, mask_BL = ctx.saved_tensors
         (B, C, H, D), L = weights_BCHD.shape, keys_BLD.shape[1]
-        scores_BCL = _scores_gradient(torch.baddbmm(grad_BCL, read_BCD, keys_BLD.transpose(1, 2)), a_BCL, mask_BL, ctx.kind).mul_(ctx.scale)
+        scores_BCL = scores_gradient(torch.baddbmm(grad_BCL, read_BCD, keys_BLD.transpose(1, 2)), a_BCL, mask_BL, ctx.kind).mul_(ctx.scale)
         last_grad_H = torch.bmm(hidden_BCHL.view(B * C, H, L), scores_BCL.view(B * C, L, 1)).sum((0, 2))
         rows_BRL = keys_BLD.new_empty(B, C * H + C, L)  # those of the hidden layer, then those of the weights
         inner_BCHL = torch.ops.aten.sigmoid_backward(scores_BCL.unsqueeze(2) * last_H.unsqueeze(-1), hidden_BCHL)
@@ -68,15 +72,6 @@ class _Attend(torch.autograd.Function):
         weights_grad_BCHD = torch.bmm(inner_BCHL.view(B, C * H, L), keys_BLD).view(B, C, H, D)
         last_bias_grad = scores_BCL.sum() if ctx.has_bias else None
         return keys_grad_BLD, weights_grad_BCHD, inner_BCHL.sum(-1), last_grad_H, last_bias_grad, None, None
-
-
-def _scores_gradient(grad_BCL: Tensor, a_BCL: Tensor, mask_BL: Tensor, kind: Normaliser) -> Tensor:
-    """From a gradient by the weights to one by the scores, in place; padding gets none."""
-    if kind == "linear":
-        return grad_BCL.masked_fill_(~mask_BL.unsqueeze(1), 0)
-    if kind == "sigmoid":
-        return torch.ops.aten.sigmoid_backward(grad_BCL, a_BCL)
-    return a_BCL * (grad_BCL - (a_BCL * grad_BCL).sum(-1, keepdim=True))
 
 
 @contextmanager
@@ -120,9 +115,38 @@ def _compiled_weights(keys_1LD: Tensor, mask_1L: Tensor, layer: PairLayer) -> Te
     return scores_1CL if squashed else normalised(scores_1CL, mask_1L, layer.kind, layer.scale)
 
 
-def attend(keys_BLD: Tensor, mask_BL: Tensor, layer: PairLayer) -> tuple[Tensor, Tensor]:
-    """a [B, C, L] and u = Σ_l a_l k_l [B, C, D], both in float32 at least. Once differentiable where no autocast is on."""
+class SharedKeys:
+    """Keys that several layers read: what is compiled adds all of their gradients up in one place."""
+
+    def __init__(self, keys_BLD: Tensor) -> None:
+        self.keys_BLD = keys_BLD
+        self._shared: Any = None
+
+    def compiled(self) -> Any:
+        """Of compiled_layer.py."""
+        if self._shared is None:
+            from longtrail.models.attention.compiled_layer import Shared  # numba takes half a second, and small batches do without
+
+            self._shared = Shared(self.keys_BLD)
+        return self._shared
+
+
+def attend(keys: Tensor | SharedKeys, mask_BL: Tensor, layer: PairLayer) -> tuple[Tensor, Tensor]:
+    """a [B, C, L] and u = Σ_l a_l k_l [B, C, D], both in float32 at least. Once differentiable where no autocast is on. Real places stand first."""
+    shared = keys if isinstance(keys, SharedKeys) else SharedKeys(keys)
+    keys_BLD = shared.keys_BLD
     if torch.is_grad_enabled() and not torch.is_autocast_enabled(keys_BLD.device.type):
+        if _worth_compiling(keys_BLD, layer):
+            from longtrail.models.attention.compiled_layer import attend as compiled
+
+            return compiled(shared.compiled(), mask_BL, layer)
         return _Attend.apply(keys_BLD, layer.weights_BCHD, layer.bias_BCH, layer.last_H, layer.last_bias, mask_BL, layer)
     a_BCL = attention_weights(keys_BLD, mask_BL, layer)
     return a_BCL, pooled(a_BCL, keys_BLD)
+
+
+def _worth_compiling(keys_BLD: Tensor, layer: PairLayer) -> bool:
+    """Whether compiled_layer.py can train this, and the batch is large enough for what loading it costs."""
+    (_, C, H, D), plain = layer.weights_BCHD.shape, keys_BLD.device.type == "cpu"
+    fits = plain and D % COMPILED_WIDTH == 0 and H % COMPILED_UNITS == 0 and keys_BLD.shape[0] * keys_BLD.shape[1] * C >= COMPILED_PAIRS
+    return fits and all(x.dtype == torch.float32 for x in (keys_BLD, layer.weights_BCHD, layer.bias_BCH, layer.last_H))

@@ -74,6 +74,15 @@ def normalised(scores_BCL: Tensor, mask_BL: Tensor, kind: Normaliser, scale: flo
     return powers_BCL / (powers_BCL.sum(-1, keepdim=True) + SOFTMAX_EPSILON)
 
 
+def scores_gradient(grad_BCL: Tensor, a_BCL: Tensor, mask_BL: Tensor, kind: Normaliser) -> Tensor:
+    """From a gradient by the weights to one by the scores, in place; padding gets none."""
+    if kind == "linear":
+        return grad_BCL.masked_fill_(~mask_BL.unsqueeze(1), 0)
+    if kind == "sigmoid":
+        return torch.ops.aten.sigmoid_backward(grad_BCL, a_BCL)
+    return a_BCL * (grad_BCL - (a_BCL * grad_BCL).sum(-1, keepdim=True))
+
+
 def pooled(weights_BCL: Tensor, keys_BLD: Tensor) -> Tensor:
     """u [B, C, D] = Σ_l a_l k_l, in float32 at least: a sum over thousands of events, all of one sign, is what half precision is worst at."""
     with torch.autocast(keys_BLD.device.type, enabled=False):

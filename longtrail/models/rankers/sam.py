@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longtrail.config import SAMSettings
-from longtrail.models.attention.fused import PairLayer, attend
+from longtrail.models.attention.fused import PairLayer, SharedKeys, attend
 from longtrail.models.attention.pointwise import Normaliser, glorot
 from longtrail.models.contracts import Candidates, Context, History, Sizes
 from longtrail.models.embedding import BehaviourEmbedding
@@ -59,9 +59,9 @@ class AttentionPass(nn.Module):
         scale = query_BCD.shape[-1] ** -0.5 if self.kind == "scaled_sigmoid" else 1.0
         return PairLayer(weights_BCHD, bias_BCH, self.second, self.second_bias, kind, scale)
 
-    def forward(self, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor, memory_BCD: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, keys: SharedKeys, mask_BL: Tensor, query_BCD: Tensor, memory_BCD: Tensor) -> tuple[Tensor, Tensor]:
         """a [B, C, L], exactly 0 on padding, and u [B, C, D]."""
-        return attend(keys_BLD, mask_BL, self.layer(query_BCD, memory_BCD))
+        return attend(keys, mask_BL, self.layer(query_BCD, memory_BCD))
 
     def compressed(self, weights_BCL: Tensor) -> Tensor:
         """s [B, C, R]. Row j of Wc belongs to the j-th newest behaviour, whatever L is; older ones than Wc has rows for stay out."""
@@ -129,9 +129,9 @@ class SAM(nn.Module):
 
     def _passes(self, keys_BLD: Tensor, mask_BL: Tensor, lengths_B: Tensor, query_BCD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(a_i, m_i) of each pass."""
-        memory_BCD = query_BCD
+        memory_BCD, keys = query_BCD, SharedKeys(keys_BLD)
         for attention in self.passes:
-            weights_BCL, read_BCD = attention(keys_BLD, mask_BL, query_BCD, memory_BCD if self.settings.feedback else query_BCD)
+            weights_BCL, read_BCD = attention(keys, mask_BL, query_BCD, memory_BCD if self.settings.feedback else query_BCD)
             memory_BCD = self.cell(self._scaled(read_BCD, weights_BCL, lengths_B), memory_BCD)
             yield weights_BCL, memory_BCD
 

@@ -219,8 +219,8 @@ def test_how_many_pairs_are_read(length: int, long: int, short: int) -> None:
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_no_square_of_the_length_is_made(selector: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward: the largest tensor at L = 2,048 is linear in it (queries gathered for four blocks each), and so is all that is held."""
-    for module in (block_sparse, selection):
-        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1 << 14)  # so that the chunks, whose size is fixed, are small beside the rest
+    for module, name in ((block_sparse, "LEAST_ELEMENTS"), (block_sparse, "MOST_ELEMENTS"), (selection, "CHUNK_ELEMENTS")):
+        monkeypatch.setattr(module, name, 1 << 14)  # so that the chunks, whose size is fixed, are small beside the rest
     layer = BlossomAttention(BlossomSettings(selector=selector), 16, 2, causal=causal)  # type: ignore[arg-type]
 
     def call(length: int) -> None:
