@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from features.definitions import RANKING, RETRIEVAL
 from features.point_in_time import ROW, STAMP, PointInTime
+from longtrail.blocks import blocks
 from longtrail.files import atomic_file
 from longtrail.schema import EXAMPLES, IMPRESSIONS, INTERACTIONS, TARGETS, Table
 from longtrail.splits import SPLITS, TEST, TRAIN, VALID
@@ -91,8 +92,6 @@ def _write(
 
 def _write_labels(engine: "Engine", ordered: "ir.Table", table: Table, out: Path) -> int:
     """The columns of `table` that `ordered` has, with what Feast asks of labels; returns the rows."""
-    from longtrail.engines.blocks import blocks
-
     names = [name for name in table.names if name in ordered.columns]
     types = {name: table[name].kind.arrow for name in names} | {ROW: pa.int64(), STAMP: table["timestamp"].kind.arrow}
     rows = 0
@@ -107,8 +106,6 @@ def _write_labels(engine: "Engine", ordered: "ir.Table", table: Table, out: Path
 
 def _beside_features(point_in_time: PointInTime, service: str, labels: Path, lengths: Ints | None) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Blocks of labels, each with the features of its rows."""
-    from longtrail.engines.blocks import blocks
-
     parts = blocks(pq.ParquetFile(labels).iter_batches(CHUNK), CHUNK)
     if lengths is not None:
         for block in parts:

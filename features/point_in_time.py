@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from features.definitions import COUNTED, ENTITY_OF
 from features.repository import FeatureStoreError, open_repository, quiet_feast
-from longtrail.engines.blocks import blocks
+from longtrail.blocks import blocks
 
 Ints = NDArray[np.int64]
 ROW = "row_id"

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.definitions import CLOCK, CREATED, ENTITY_OF, HISTORY_ARRAYS, ITEM_VIEW, TIMESTAMP, USER_VIEW
+from longtrail.blocks import blocks
 from longtrail.files import atomic_file
 from longtrail.history import HistoryStore
 
@@ -59,8 +60,6 @@ def write_cumulative(engine: Any, view: str, tables: Path, out: Path) -> None:
 
     The engine only sorts; what is summed passes through here in blocks.
     """
-    from longtrail.engines.blocks import blocks
-
     key, names = ENTITY_OF[view], list(COUNTS[view])
     stamp = pa.timestamp("us", tz="UTC")
     schema = pa.schema([(key, pa.int64()), (TIMESTAMP, stamp), (CREATED, stamp), *((name, pa.int64()) for name in names)])

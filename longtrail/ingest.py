@@ -16,6 +16,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longtrail.blocks import blocks
 from longtrail.config import Dataset, IngestSettings
 from longtrail.datasets import derive
 from longtrail.datasets.checks import Fault, check, raw_text
@@ -23,7 +24,6 @@ from longtrail.datasets.fetching import hash_files
 from longtrail.datasets.raw import RawEvents, RawLog
 from longtrail.datasets.sources import read_dataset
 from longtrail.engines import Engine, open_engine
-from longtrail.engines.blocks import blocks
 from longtrail.errors import DatasetError, QuarantineError
 from longtrail.files import atomic_directory, atomic_file, write_json
 from longtrail.schema import CANDIDATES, IMPRESSIONS, INTERACTIONS, ITEMS, PROPENSITY_METADATA, QUARANTINE, USERS, Table
