@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from longtrail.division import Split
     from longtrail.engines import Engine
 
-CHUNK = 1_000_000
+CHUNK = 1_000_000  # rows in memory at once
+_ROW_GROUP = 1 << 17
 log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
@@ -83,7 +84,7 @@ def _write(
         ):
             for block, features in _beside_features(point_in_time, service, labels, lengths):
                 columns = [(block if name in block.column_names else features)[name] for name in table.names]
-                writer.write_table(pa.table(columns, names=table.names).cast(table.arrow()))
+                writer.write_table(pa.table(columns, names=table.names).cast(table.arrow()), row_group_size=_ROW_GROUP)
                 bar.update(block.num_rows)
     finally:
         labels.unlink(missing_ok=True)

@@ -48,29 +48,24 @@ class EngineInstants:
         found = engine.fetch(whole).to_pylist()[0]
         self._n, self._first, self._last = found["n"], found["first"], found["last"]
 
-    def count(self, first: int | None = None, before: int | None = None) -> int:
-        if self._n == 0 or (first is None and before is None):
-            return int(self._n)
-        rows = self._within(self._first if first is None else first, self._last + 1 if before is None else before)
-        return int(self._engine.fetch(rows.agg(n=rows.count()))["n"][0].as_py())
+    def count(self) -> int:
+        return int(self._n)
 
-    def at(self, place: int, before: int | None = None) -> int:
-        low, high = self._first, self._last + 1 if before is None else min(before, self._last + 1)
-        while high - low > 1:  # the one sought is in low..high, with `place` others of that span in front
+    def at(self, place: int) -> tuple[int, int, int]:
+        low, high, earlier, same = self._first, self._last + 1, 0, self._n
+        while high - low > 1:  # the one sought is in low..high, with `earlier` rows before that span and `same` in it
             width = -(-(high - low) // _SPANS)
-            rows = self._within(low, high)
+            rows = self._times.filter(self._times.time >= low, self._times.time < high)
             past = rows.time - low
             spans = rows.select(start=past - past % width)  # (division is one of floats)
             counts = self._engine.fetch(spans.group_by("start").agg(n=spans.count()).order_by("start"))
-            upto = np.cumsum(counts["n"].to_numpy())
+            upto = earlier + np.cumsum(counts["n"].to_numpy())
             found = int(np.searchsorted(upto, place, side="right"))
-            place -= int(upto[found - 1]) if found else 0
+            same = counts["n"][found].as_py()
+            earlier = int(upto[found]) - same
             low += counts["start"][found].as_py()
             high = min(low + width, high)
-        return low
-
-    def _within(self, first: int, before: int) -> ir.Table:
-        return self._times.filter(self._times.time >= first, self._times.time < before)
+        return low, earlier, same
 
 
 def divide(engine: "Engine", tables: Path, settings: SplitSettings, users: int) -> Split:

@@ -20,14 +20,14 @@ Codes = NDArray[np.uint8]
 
 
 class Instants(Protocol):
-    """What the bounds must know of the times of all rows (µs), wherever they are."""
+    """What the bounds must know of the times of n rows (µs), wherever they are."""
 
-    def count(self, first: int | None = None, before: int | None = None) -> int:
-        """How many are at `first` or later and earlier than `before`; None is no limit."""
+    def count(self) -> int:
+        """n."""
         ...
 
-    def at(self, place: int, before: int | None = None) -> int:
-        """The one with `place` others in front when those earlier than `before` stand in order; there are more than `place`."""
+    def at(self, place: int) -> tuple[int, int, int]:
+        """When the rows stand in order of time: the instant of the one at `place`, from 0; how many are earlier; how many are of that instant."""
         ...
 
 
@@ -37,15 +37,12 @@ class ArrayInstants:
     def __init__(self, times_n: Ints) -> None:
         self._times = np.asarray(times_n)
 
-    def count(self, first: int | None = None, before: int | None = None) -> int:
-        earlier = self._before(before)
-        return len(earlier) if first is None else int((earlier >= first).sum())
+    def count(self) -> int:
+        return len(self._times)
 
-    def at(self, place: int, before: int | None = None) -> int:
-        return int(np.partition(self._before(before), place)[place])
-
-    def _before(self, before: int | None) -> Ints:
-        return self._times if before is None else self._times[self._times < before]
+    def at(self, place: int) -> tuple[int, int, int]:
+        at = int(np.partition(self._times, place)[place])
+        return at, int((self._times < at).sum()), int((self._times == at).sum())
 
 
 def split_bounds(times: Ints | Instants, settings: SplitSettings) -> tuple[int, int]:
@@ -62,25 +59,27 @@ def split_bounds(times: Ints | Instants, settings: SplitSettings) -> tuple[int, 
         raise EvaluationError(
             f"split: valid_share {settings.valid_share} + test_share {settings.test_share} leave nothing to train on; expected a sum below 1"
         )
-    t2 = _newest(instants, settings.test_share * n, None)
-    if instants.count(before=t2) == 0:
+    t2, before = _newest(instants, settings.test_share * n, n)
+    if before == 0:
         raise EvaluationError(f"split: nothing stands before the test period, which starts at {t2} µs; expected more distinct timestamps in the log")
-    t1 = min(_newest(instants, settings.valid_share * n, t2), t2)
-    if instants.count(before=t1) == 0:
+    t1, training = _newest(instants, settings.valid_share * n, before)
+    if training == 0:
         raise EvaluationError(f"split: nothing stands before the validation period, which starts at {t1} µs; expected more distinct timestamps")
     return t1, t2
 
 
-def _newest(instants: Instants, wanted: float, before: int | None) -> int:
-    """The instant from which on about `wanted` of those earlier than `before` lie; at least one where `wanted` is above 0, and none where it is 0."""
-    n = instants.count(before=before)
+def _newest(instants: Instants, wanted: float, n: int) -> tuple[int, int]:
+    """The instant from which on about `wanted` of the first `n` rows lie, and how many are earlier.
+
+    At least one lies there where `wanted` is above 0, and none where it is 0. `n` parts no two rows of one instant.
+    """
     if wanted == 0:
-        return instants.at(n - 1, before) + 1
-    at = instants.at(min(max(n - round(wanted), 0), n - 1), before)
-    held, later = instants.count(at, before), instants.count(at + 1, before)
+        return instants.at(n - 1)[0] + 1, n
+    at, earlier, same = instants.at(min(max(n - round(wanted), 0), n - 1))
+    held, later = n - earlier, n - earlier - same
     if later == 0 or abs(held - wanted) <= abs(later - wanted):
-        return at
-    return instants.at(n - later, before)
+        return at, earlier
+    return instants.at(n - later)[:2]
 
 
 def temporal_split(timestamps_n: Ints, bounds: tuple[int, int]) -> Codes:
