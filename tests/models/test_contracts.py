@@ -38,6 +38,7 @@ from tests.contracts import rankers, retrievers, saving
 from tests.contracts.batches import SIZES, make_history, make_request
 
 RECJPQ: dict[str, Any] = {"items": RecJPQItemsSettings(splits=2, codes=16)}
+ADDED: dict[str, Any] = {"items": RecJPQItemsSettings(splits=3, codes=16, composition="sum")}
 SMALL: dict[str, Any] = {"width": 4, "hidden": (12, 8), "max_history": 12}
 FEW: dict[str, Any] = {"top_k": 3, "heads": 2}
 BLOSSOM: dict[str, Any] = {"window": 2, "block": 2, "stride": 2, "compression": 3, "selected": 1}  # sparse within a few events
@@ -65,6 +66,7 @@ RANKERS: dict[str, Any] = {
     "ifa softmax": IFASettings(**SMALL, feature_map="softmax", relation="none"),
     "ifa recjpq": IFASettings(**SMALL, **RECJPQ, relation="none"),
     "mean pooling recjpq": MeanPoolingSettings(**SMALL, **RECJPQ),
+    "mean pooling recjpq added": MeanPoolingSettings(**SMALL, **ADDED),
     "dien recjpq": DIENSettings(**SMALL, **RECJPQ, attention_hidden=(6,)),
     "sim hard recjpq": SIMSettings(**SMALL, **FEW, **RECJPQ),
     "sim soft recjpq": SIMSettings(**SMALL, **FEW, **RECJPQ, search="soft"),
@@ -78,6 +80,7 @@ RETRIEVERS: dict[str, Any] = {
     "sasrec": SASRecSettings(width=8, blocks=2, heads=2, max_history=20),
     "sasrec one head": SASRecSettings(width=8, blocks=1, heads=1, max_history=17, dropout=0.0),
     "sasrec recjpq": SASRecSettings(width=8, blocks=2, heads=2, max_history=20, **RECJPQ),
+    "sasrec recjpq added": SASRecSettings(width=8, blocks=2, heads=2, max_history=20, **ADDED),
     "sasrec blossom": SASRecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM)),
     "sasrec blossom recjpq": SASRecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM, selector="straight_through"), **RECJPQ),
     "bert4rec": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20),
