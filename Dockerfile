@@ -1,8 +1,9 @@
-# Three images, each locked, without root, and content with a read-only root file system (scratch: /tmp):
+# Four images, each locked, without root, and content with a read-only root file system (scratch: /tmp):
 #   data    ingest, validate, build_features                        docker build --target data  -t longtrail-data .
 #   train   every step of the pipeline                              docker build --target train -t longtrail-train .
+#   spark   ingest and build_features where they run Spark          docker build --target spark -t longtrail-spark .
 #   bento   the packaged service, from build/bento                  docker build --target bento -t longtrail-bento .
-# `make images` builds them all. Any base with Python 3.11 or 3.12 and venv will do; a GPU image on NVIDIA's own base:
+# `make images` builds them, spark where it is asked for (IMAGES=spark). Any base with Python 3.11 or 3.12 and venv will do; a GPU image on NVIDIA's own base:
 #   --build-arg TRAIN_BASE=nvidia/cuda:13.0.0-runtime-ubuntu24.04
 # During the build nothing but the package registries is reached; a mirror, or an index with CPU-only wheels of torch, is named by pip's own
 # variables: --build-arg PIP_INDEX_URL=… --build-arg PIP_EXTRA_INDEX_URL=…
@@ -88,6 +89,31 @@ WORKDIR /longtrail
 USER 10001:10001
 HEALTHCHECK NONE
 CMD ["python", "-m", "components.train", "--help"]
+
+# ---------------------------------------------------------------- spark
+
+# `data` with Java and pyspark on top, so that a node that has `data` pulls these alone.
+FROM build-common AS build-spark
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+RUN python3 tools/requirements.py spark > wanted.txt \
+    && /venv/bin/python -m pip install --constraint requirements.lock --no-deps --target /spark --requirement wanted.txt
+
+FROM data AS spark
+USER root
+# Java asks for its user's name, and Debian's package for the folder of manuals that small bases lack.
+COPY tools/apt.sh /tmp/
+RUN mkdir -p /usr/share/man/man1 && sh /tmp/apt.sh default-jre-headless && rm -rf /tmp/apt.sh /var/lib/apt/lists/* \
+    && echo "longtrail:x:10001:10001::/tmp:/usr/sbin/nologin" >> /etc/passwd
+COPY --from=build-spark /spark /spark
+ARG GIT_COMMIT=unknown
+LABEL org.opencontainers.image.title="Longtrail: data on Spark" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${GIT_COMMIT}"
+ENV PYTHONPATH=/longtrail:/spark
+USER 10001:10001
+HEALTHCHECK NONE
 
 # ---------------------------------------------------------------- bento
 

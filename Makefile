@@ -9,10 +9,11 @@ export FEAST_USAGE := False
 export PYTHONWARNINGS := ignore
 # Set on the command line, e.g. `make serve PORT=8080`.
 PORT ?= 3000
-WORKERS ?= 2
+WORKERS ?= 3
 OVERLAY ?= small
+BENTO ?= longtrail-bento:latest
 
-# Of the images: `make images TAG=1.4`, `make push REGISTRY=… TAG=1.4`; pip's variables name a mirror, or an index of CPU-only wheels of torch.
+# Of the images: `make images TAG=1.4`, `make push REGISTRY=… TAG=1.4`, IMAGES="data spark train" with Spark's; pip's variables name a mirror, or an index of CPU-only wheels of torch.
 DOCKER ?= docker
 TAG ?= $(shell git describe --always --dirty 2>/dev/null || echo latest)
 IMAGES ?= data train $(if $(wildcard build/bento/bento.yaml),bento)
@@ -36,7 +37,7 @@ serve: $(VENV)/.ready ## the packaged service on loopback
 pipeline: $(VENV)/.ready ## the Kubeflow pipeline, compiled
 	@python -m pipelines.kubeflow --params params.yaml --out build/pipeline.yaml
 
-images: ## container images: data, train, and bento where build/bento is (TAG=…)
+images: ## container images: data, train, and bento where build/bento is (TAG=… IMAGES=…)
 	@for image in $(IMAGES); do \
 		$(DOCKER) build $(BUILD_FLAGS) --target $$image -t longtrail-$$image:$(TAG) $(BUILD_ARGS) \
 			--build-arg GIT_COMMIT=$$(git rev-parse HEAD 2>/dev/null || echo unknown) . || exit 1; \
@@ -51,10 +52,12 @@ push: ## the images to a registry (REGISTRY=… TAG=…)
 test-images: $(VENV)/.ready ## build the images and run the pipeline in them (minutes; skipped, with the reason, where no engine starts)
 	@docker info >/dev/null 2>&1 || { command -v dockerd && command -v mmdebstrap; } >/dev/null || test "$$(id -u)" != 0 \
 		|| sh tools/apt.sh docker.io mmdebstrap || echo "docker.io and mmdebstrap are not here: the images will not be tested"
+	@command -v docker-registry >/dev/null || test "$$(id -u)" != 0 || sh tools/apt.sh docker-registry || echo "docker-registry is not here: make push will not be tested"
 	@LONGTRAIL_TEST_IMAGES=1 python -m pytest tests/images --timeout=1400 -ra
 
-manifests: ## what `kubectl apply -k deploy/overlays/OVERLAY` would apply (OVERLAY=small)
-	@if command -v kustomize >/dev/null; then kustomize build deploy/overlays/$(OVERLAY); else kubectl kustomize deploy/overlays/$(OVERLAY); fi
+manifests: ## what `kubectl apply -k deploy/overlays/OVERLAY` would apply (OVERLAY=small; BENTO=the service's image)
+	@build="kustomize build"; command -v kustomize >/dev/null || build="kubectl kustomize"; \
+	built=$$($$build deploy/overlays/$(OVERLAY)) && printf '%s\n' "$$built" | sed 's|image: longtrail-bento:latest$$|image: $(BENTO)|'
 
 setup: $(VENV)/.ready ## the Python environment alone
 

@@ -13,8 +13,10 @@ ONLY_TRAIN = {"torch", "lightning", "torchmetrics", "safetensors", "numba", "sci
 
 
 def requirements(image: str, pyproject: Path = PYPROJECT) -> list[str]:
-    """Of the image `data` or `train`, or `common`: what these and the service's image share, which is installed once."""
+    """Of the image `data` or `train`; of `spark`, what comes on top of `data`; `common`: what these and the service's share, installed once."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    if image == "spark":
+        return list(project["optional-dependencies"]["spark"])  # pinned there: in the lock, everybody would install its 0.4 GB
     wanted = [*project["dependencies"], *project["optional-dependencies"]["s3"]]  # logs and artifacts may lie in object storage
     names = [re.split(r"[\[<>=~! ;]", requirement, maxsplit=1)[0].lower() for requirement in wanted]
     kept = {"common": COMMON, "data": set(names) - ONLY_TRAIN, "train": set(names)}[image]

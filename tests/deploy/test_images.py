@@ -11,7 +11,7 @@ import pytest
 from tests.deploy.manifests import DEPLOY, ROOT, documents
 from tools.requirements import COMMON, ONLY_TRAIN, requirements
 
-TARGETS = ("data", "train", "bento")
+TARGETS = ("data", "spark", "train", "bento")
 HOUSE = ("longtrail", "components", "features", "pipelines", "serving")
 MODULES = {"scikit-learn": "sklearn", "kfp-kubernetes": "kfp.kubernetes"}  # a distribution's, where the name is another
 Instruction = tuple[str, str]
@@ -31,32 +31,41 @@ def stages() -> dict[str, list[Instruction]]:
     return found
 
 
+def below(target: str) -> list[Instruction]:
+    """The instructions of the images of ours that `target` stands on."""
+    parent = values(stages()[target], "FROM")[0].split()[0]
+    return below(parent) + stages()[parent] if parent in stages() else []
+
+
 def values(stage: list[Instruction], word: str) -> list[str]:
     return [rest for name, rest in stage if name == word]
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_image_is_without_root_labelled_and_has_one_scratch_folder(target: str) -> None:
-    stage = stages()[target]
-    assert values(stage, "USER") == ["10001:10001"]
-    assert [word for word, _ in stage].index("USER") > max(place for place, (word, _) in enumerate(stage) if word in ("RUN", "COPY"))
-    (label,) = values(stage, "LABEL")
+    own = stages()[target]
+    stage = below(target) + own
+    assert values(own, "USER")[-1] == "10001:10001" and own[0][0] == "FROM"
+    places = {word: place for place, (word, _) in enumerate(own)}  # of the last of each
+    assert places["USER"] > max(places["COPY"], places.get("RUN", 0))
+    (label,) = values(own, "LABEL")
     assert 'org.opencontainers.image.revision="${GIT_COMMIT}"' in label
     environment = dict(word.split("=", 1) for rest in values(stage, "ENV") for word in shlex.split(rest))
     assert environment["HOME"] == "/tmp" and environment["PYTHONDONTWRITEBYTECODE"] == "1"
     assert all(value.startswith("/tmp") for name, value in environment.items() if name.endswith(("CACHE_DIR", "CONFIGDIR")))
-    (health,) = values(stage, "HEALTHCHECK")
+    (health,) = values(own, "HEALTHCHECK")
     assert ("/livez" in health) == (target == "bento")
     assert all(word.startswith("--from=build-") for word in " ".join(values(stage, "COPY")).split() if word.startswith("--from"))
 
 
 def test_what_is_installed_is_locked() -> None:
     locked = {re.split("==", line)[0].lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line}
+    assert all("==" in requirement for requirement in requirements("spark"))  # not in the lock, but pinned
     for image in ("common", "data", "train"):
         names = {re.split(r"[\[<>=]", requirement)[0].lower() for requirement in requirements(image)}
         assert names and names <= locked
     installing = [rest for stage in stages().values() for rest in values(stage, "RUN") if "pip install" in rest]
-    assert len(installing) == 4 and all("--constraint requirements.lock" in rest for rest in installing)
+    assert len(installing) == 5 and all("--constraint requirements.lock" in rest for rest in installing)
 
 
 def test_what_is_installed_once_is_wanted_by_all() -> None:

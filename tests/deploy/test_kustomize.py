@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from longtrail.config import CanarySettings, StopSettings
-from tests.deploy.manifests import DEPLOY, KINDS_OF_KUSTOMIZE, OVERLAYS, Manifest, built, check, check_restricted, documents, kustomize, pods
+from tests.deploy.manifests import DEPLOY, KINDS_OF_KUSTOMIZE, OVERLAYS, ROOT, Manifest, built, check, check_restricted, documents, kustomize, pods
 
 needs_kustomize = pytest.mark.skipif(
     kustomize() is None, reason="neither kustomize nor kubectl is installed: files are checked, overlays are not built"
@@ -130,6 +130,18 @@ def test_every_selector_finds_the_pods_of_one_role(overlay: str) -> None:
                 assert found(constraint["labelSelector"]["matchLabels"]) == {name}
     guarded = {m["metadata"]["name"] for m in built(overlay) if m["kind"] == "NetworkPolicy"}
     assert set(labels) <= guarded
+
+
+@needs_kustomize
+def test_the_service_s_image_is_named_where_manifests_are_made() -> None:
+    image = "registry.example:5000/shop/longtrail-bento:1.4"
+    done = subprocess.run(["make", "-s", "manifests", "OVERLAY=production", f"BENTO={image}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    images = [pod["containers"][0]["image"] for _, pod in pods(list(yaml.safe_load_all(done.stdout)))]
+    before = [pod["containers"][0]["image"] for _, pod in pods(built("production"))]
+    assert images == [name.replace("longtrail-bento:latest", image) for name in before] and image in images
+    failed = subprocess.run(["make", "-s", "manifests", "OVERLAY=none"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert failed.returncode != 0 and "none" in failed.stderr
 
 
 @needs_kustomize

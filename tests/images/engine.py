@@ -5,6 +5,7 @@ What the machine lacks raises UnavailableError; what comes after it is ours to a
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -97,9 +98,9 @@ def engine(folder: Path) -> Iterator[Engine]:
         raise UnavailableError("no engine answers `docker info`, and one can be started by root with dockerd installed alone")
     if (free := shutil.disk_usage(folder).free) < SPACE:
         raise UnavailableError(f"{free / 1e9:.0f} GB are free at {folder}, the images need {SPACE / 1e9:.0f}")
-    socket = f"unix://{folder}/docker.sock"
-    environment |= {"DOCKER_HOST": socket, "DOCKER_BUILDKIT": "0"}
-    places = ["--data-root", f"{folder}/data", "--exec-root", f"{folder}/run", "--pidfile", f"{folder}/pid", "-H", socket]
+    address = f"unix://{folder}/docker.sock"
+    environment |= {"DOCKER_HOST": address, "DOCKER_BUILDKIT": "0"}
+    places = ["--data-root", f"{folder}/data", "--exec-root", f"{folder}/run", "--pidfile", f"{folder}/pid", "-H", address]
     limits = ["--default-ulimit", "nofile=4096:4096", "--default-ulimit", "nproc=4096:4096"]
     with (
         (folder / "dockerd.log").open("w") as log,
@@ -113,6 +114,12 @@ def engine(folder: Path) -> Iterator[Engine]:
             daemon.wait(60)
             subprocess.run(["umount", f"{folder}/run/netns/default"], capture_output=True, check=False)  # which dockerd leaves behind
             shutil.rmtree(folder / "data", ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _wait(daemon: subprocess.Popen[bytes], environment: dict[str, str], log: Path) -> None:

@@ -7,118 +7,21 @@ import json
 import os
 import shlex
 import shutil
-import socket
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from longtrail.config import parse_config
 from tests.end_to_end.equal import Outputs, differences, of_build, of_kubeflow
-from tests.images.engine import FIGURES, Engine, UnavailableError, engine
-from tests.images.wheels import from_outside, served, settings
+from tests.images.building import COMMIT, READ_ONLY, SETTINGS, asked_for, build, check_what_it_says, describe
+from tests.images.engine import FIGURES, Engine, free_port
 
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(not os.environ.get("LONGTRAIL_TEST_IMAGES"), reason="builds images for minutes: make test-images")
-# Megabytes. CPU-only wheels of torch; those for CUDA come on top.
-BUDGET = {"data": 1_500, "train": 3_000, "bento": 2_500}
-READ_ONLY = ("--rm", "--read-only", "--tmpfs", "/tmp:exec", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "host")
-COMMIT = "0123abc"
-# A small world in which DIN clearly beats popularity, so that the pipeline packages it.
-SETTINGS: dict[str, Any] = {
-    "dataset": {
-        "kind": "world",
-        "users": 240,
-        "items": 60,
-        "events_per_user": 40,
-        "requests_per_user": 30,
-        "logger_temperature": 4.0,
-        "click_logit": -0.5,
-    },
-    "features": {"online_store": "sqlite", "online_history_length": 100},
-    "models": {
-        "popular_items": {"stage": "retrieval", "kind": "popularity"},
-        "popularity": {"stage": "ranking", "kind": "popularity"},
-        "din": {"stage": "ranking", "kind": "din", "width": 8, "hidden": [16], "max_history": 20, "max_epochs": 5, "learning_rate": 0.02},
-    },
-    "pipeline": {"models": ["popular_items", "popularity", "din"]},
-    "training": {"accelerator": "cpu", "threads": 1},
-    "selection": {
-        "retrieval": {"metric": "ndcg@10", "max_latency_ms": 10_000, "max_bytes": 1_000_000_000},
-        "ranking": {"metric": "auc", "max_latency_ms": 10_000, "max_bytes": 1_000_000_000},
-    },
-    "evaluation": {"replicates": 20, "latency_requests": 5, "latency_candidates": 20},
-    "ab_test": {"temperature": 2.0, "max_weight_share": 1.0},
-}
-
-
-@pytest.fixture(scope="module")
-def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    try:
-        with engine(tmp_path_factory.mktemp("engine")) as found:
-            yield found
-    except UnavailableError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def pip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """pip's variables for the builds."""
-    with served(settings(), tmp_path_factory.mktemp("served")) as variables:
-        yield variables
-
-
-@pytest.fixture(scope="module")
-def base(docker: Engine, pip: dict[str, str]) -> str:
-    try:
-        found = docker.base()
-        docker.look(found, pip)
-    except UnavailableError as error:
-        pytest.skip(str(error))
-    return found
-
-
-def copy(folder: Path) -> Path:
-    """A copy of the repository's tracked files to build or to run in, with the settings above."""
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in filter(None, files):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
-    complete = parse_config(SETTINGS).model_dump(mode="json", exclude_none=True)  # dvc.yaml names sections that have defaults here
-    (folder / "params.yaml").write_text(yaml.safe_dump(complete, sort_keys=False))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The context of the builds."""
-    return copy(tmp_path_factory.mktemp("repository"))
-
-
-def build(docker: Engine, place: Path, base: str, pip: dict[str, str], target: str) -> str:
-    """Builds a target and returns its name."""
-    started = time.monotonic()
-    variables = [word for name, value in pip.items() for word in ("--build-arg", f"{name}={value}")]
-    arguments = ["--network", "host", "--target", target, "--build-arg", f"BASE={base}", "--build-arg", f"GIT_COMMIT={COMMIT}"]
-    done = docker.run("build", "-t", f"longtrail-{target}:test", *arguments, *variables, str(place), check=False)
-    said = f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
-    if done.returncode and from_outside(f"{done.stdout[-1500:]}\n{done.stderr[-1500:]}"):
-        pytest.skip(f"the build of {target} was cut off from outside: {done.stderr[-600:]}")
-    assert done.returncode == 0, said
-    FIGURES.append(f"{target}: {describe(docker, f'longtrail-{target}:test')['Size'] / 1e6:,.0f} MB, built in {time.monotonic() - started:.0f} s")
-    return f"longtrail-{target}:test"
-
-
-@pytest.fixture(scope="module")
-def images(docker: Engine, place: Path, base: str, pip: dict[str, str]) -> dict[str, str]:
-    return {target: build(docker, place, base, pip, target) for target in ("data", "train")}
+pytestmark = asked_for
 
 
 @pytest.fixture(scope="module")
@@ -149,44 +52,10 @@ def in_containers(docker: Engine, images: dict[str, str], tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="module")
-def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
-    """What `dvc repro` writes on this machine from the same settings."""
-    place = copy(tmp_path_factory.mktemp("dvc"))
-    started = time.monotonic()
-    variables = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
-    for command in (["init", "--no-scm", "--force"], ["repro"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", *command],
-            cwd=place,
-            env={**os.environ, **variables, "DVC_NO_ANALYTICS": "1", "LONGTRAIL_COMMIT": COMMIT},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-6000:]
-    FIGURES.append(f"dvc repro: {time.monotonic() - started:.0f} s")
-    return of_build(place / "build")
-
-
-@pytest.fixture(scope="module")
 def service(docker: Engine, place: Path, base: str, pip: dict[str, str], in_containers: Outputs) -> str:
     """The image of the Bento that was packaged in a container."""
     shutil.copytree(in_containers["bento"], place / "build" / "bento")
     return build(docker, place, base, pip, "bento")
-
-
-def describe(docker: Engine, image: str) -> dict[str, Any]:
-    return json.loads(docker.run("image", "inspect", image).stdout)[0]
-
-
-def check_what_it_says(docker: Engine, image: str, target: str) -> None:
-    about = describe(docker, image)
-    assert about["Size"] / 1e6 <= BUDGET[target]
-    assert about["Config"]["Labels"]["org.opencontainers.image.revision"] == COMMIT
-    assert about["Config"]["User"] == "10001:10001"
-    history = docker.run("history", "--no-trunc", image).stdout
-    assert "PIP_INDEX_URL" not in history and "PIP_FIND_LINKS" not in history  # an index may have a password
 
 
 def test_only_what_an_image_is_made_of_is_sent(docker: Engine, base: str, place: Path, tmp_path: Path) -> None:
@@ -221,9 +90,7 @@ def test_every_step_runs_in_its_container(in_containers: Outputs) -> None:
 
 def test_the_service_answers_from_its_image(docker: Engine, service: str) -> None:
     check_what_it_says(docker, service, "bento")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = describe(docker, service)["Config"]["Healthcheck"]["Test"][1:]
     health = shlex.join(word.replace(":3000/", f":{port}/") for word in command)  # the image's, at another port
     options = ["-v", "/state", "-e", f"LONGTRAIL_TOKENS=test read,events {'t' * 32}", "--health-cmd", health, "--health-interval", "3s"]
@@ -245,8 +112,8 @@ def test_the_service_answers_from_its_image(docker: Engine, service: str) -> Non
         docker.run("kill", identity, check=False)
 
 
-def test_containers_and_dvc_write_the_same(in_containers: Outputs, by_dvc: Outputs) -> None:
-    assert not differences(in_containers, by_dvc)
+def test_containers_and_dvc_write_the_same(in_containers: Outputs, repro: "Future[Path]") -> None:
+    assert not differences(in_containers, of_build(repro.result()))
 
 
 def wait(docker: Engine, identity: str, true: Callable[[], bool]) -> None:
