@@ -5,14 +5,13 @@ B requests, C candidates, L history, n events of it, D width, H hidden units.
 The hidden layer [C, H, L] is never written: for TILE events and GROUP units at a time its pre-activations stand in registers, go through the sigmoid
 there and are added to the scores. Loops over tiles are outermost, so that a tile of the history is read from the innermost cache; backward makes
 the hidden layer of a tile again there and adds up all gradients from it. Ours; the tests hold it to fused.py. float32; the sigmoid is right to 3e-7.
-No use of the interpreter's lock: threads run side by side. All of it stands in one file, because numba notices changes of a kernel's own file alone.
+No use of the interpreter's lock: threads run side by side.
 """
 
 import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
@@ -20,136 +19,10 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-_chosen = getattr(numba.config, "CPU_FEATURES", None)  # NUMBA_CPU_FEATURES
-_WIDE = "+avx512f" in (llvmlite.binding.get_host_cpu_features().flatten() if _chosen is None else _chosen).split(",")
-LANES, VECTORS = (16, 4) if _WIDE else (8, 2)  # as many sums as fit in the registers, less some for what is multiplied
-TILE = LANES * VECTORS  # events
-GROUP = 4  # hidden units, or events
-PAIR = 2 * LANES  # columns of keys or weights at a time
-# 2^f for |f| <= 1/2, from f^0 on: interpolated at Chebyshev's points, relative error below 1e-8
-_POWERS = (1.0, 0.69314718, 0.24022651, 0.055503272, 0.0096180569, 0.0013400428, 0.00015461445)
-_ROUND = 1.5 * 2.0**23  # added to a float32, it leaves an integer in the low bits
-_MOST = 80.0  # where a sigmoid has reached 0 or 1 in float32, and no power overflows
+from longtrail.models.attention.vector_code import F32, GROUP, I32, I64, LANES, PAIR, TILE, VECTORS, WHOLE, Emit
 
-Floats = NDArray[np.float32]
-_F32, _I8, _I32, _I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_VECTOR, _WHOLE = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 _integer = types.int64
-
-
-class _Emit:
-    """Writes vector code of an intrinsic whose arrays are flat float32."""
-
-    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
-        self.context, self.builder, self.signature, self.args = context, builder, signature, args
-
-    def pointer(self, place: int, offset: Any) -> Any:
-        """To the element `offset` of the array that is argument `place`."""
-        data = cgutils.create_struct_proxy(self.signature.args[place])(self.context, self.builder, self.args[place]).data
-        return self.builder.gep(data, [offset])
-
-    def number(self, value: int) -> Any:
-        return ir.Constant(_I64, value)
-
-    def constant(self, value: float) -> Any:
-        return ir.Constant(_VECTOR, [ir.Constant(_F32, float(np.float32(value)))] * LANES)
-
-    def spread(self, value: Any) -> Any:
-        """A float in all lanes."""
-        one = self.builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, _I32(0))
-        return self.builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_WHOLE, [_I32(0)] * LANES))
-
-    def at(self, base: Any, offset: Any) -> Any:
-        """The float there, in all lanes."""
-        return self.spread(self.builder.load(self.builder.gep(base, [offset])))
-
-    def _place(self, base: Any, offset: Any) -> Any:
-        return self.builder.bitcast(self.builder.gep(base, [offset]), _VECTOR.as_pointer())
-
-    def load(self, base: Any, offset: Any) -> Any:
-        return self.builder.load(self._place(base, offset), align=4)
-
-    def store(self, vector: Any, base: Any, offset: Any) -> None:
-        self.builder.store(vector, self._place(base, offset), align=4)
-
-    def fetch_ahead(self, base: Any, offset: Any, width: Any) -> None:
-        """Asks for the cache line of the next tile's event that stands where this one does, and does not wait for it."""
-        pointer = _I8.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        function = self.builder.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
-        place = self.builder.gep(base, [self.offset(offset, (width, self.number(TILE)))])
-        self.builder.call(function, [self.builder.bitcast(place, pointer), _I32(0), _I32(3), _I32(1)])
-
-    def sums(self, *shape: int) -> Any:
-        """Places of vectors, nested by shape: they become registers."""
-        if len(shape) > 1:
-            return [self.sums(*shape[1:]) for _ in range(shape[0])]
-        return [cgutils.alloca_once(self.builder, _VECTOR) for _ in range(shape[0])]
-
-    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
-        return self.builder.fadd(self.builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
-
-    def add_product(self, a: Any, b: Any, place: Any) -> None:
-        self.builder.store(self.multiply_add(a, b, self.builder.load(place)), place)
-
-    def offset(self, *parts: Any) -> Any:
-        """The sum of integers; of (a, b) in it the product."""
-        total = self.number(0)
-        for part in parts:
-            total = self.builder.add(total, self.builder.mul(*part) if isinstance(part, tuple) else part)
-        return total
-
-    def sigmoid(self, x: Any) -> Any:
-        builder, constant, multiply_add = self.builder, self.constant, self.multiply_add
-        for comparison, bound in (("<", _MOST), (">", -_MOST)):  # unordered: what is not a number stays so
-            x = builder.select(builder.fcmp_unordered(comparison, x, constant(bound)), x, constant(bound))
-        rounded = multiply_add(x, constant(-np.log2(np.e)), constant(_ROUND))
-        rest = multiply_add(x, constant(-np.log2(np.e)), builder.fsub(constant(_ROUND), rounded))
-        power = constant(_POWERS[-1])
-        for coefficient in reversed(_POWERS[:-1]):
-            power = multiply_add(power, rest, constant(coefficient))
-        exponent = builder.shl(builder.bitcast(rounded, _WHOLE), ir.Constant(_WHOLE, [_I32(23)] * LANES))
-        power = builder.bitcast(builder.add(builder.bitcast(power, _WHOLE), exponent), _VECTOR)
-        return builder.fdiv(constant(1), builder.fadd(power, constant(1)))
-
-    def hidden(self, keys: Any, weights: Any, bias: Any, first: Any, width: Any, rows: int = GROUP) -> list[list[Any]]:
-        """Pre-activations [rows][VECTORS] of units `first` on, of a turned tile of keys."""
-        builder, sums, places = self.builder, self.sums(rows, VECTORS), []
-        for j in range(rows):
-            h = self.offset(first, self.number(j))
-            places.append(builder.gep(weights, [builder.mul(h, width)]))
-            start = self.at(bias, h)
-            for place in sums[j]:
-                builder.store(start, place)
-        self.add_products(keys, places, width, sums)
-        return [[builder.load(place) for place in row] for row in sums]
-
-    def add_products(self, keys: Any, rows: list[Any], width: Any, sums: Any) -> None:
-        """To sums[j][v] Σ_d rows[j][d] · (vector v of the turned tile's column d)."""
-        with cgutils.for_range(self.builder, width, intp=_I64) as loop:
-            base = self.builder.mul(loop.index, self.number(TILE))
-            k = [self.load(keys, self.offset(base, self.number(LANES * v))) for v in range(VECTORS)]
-            for row, places in zip(rows, sums, strict=True):
-                w = self.at(row, loop.index)
-                for vector, place in zip(k, places, strict=True):
-                    self.add_product(w, vector, place)
-
-    def load_one(self, base: Any, offset: Any) -> Any:
-        return self.builder.load(self.builder.gep(base, [offset]))
-
-    def store_one(self, value: Any, base: Any, offset: Any) -> None:
-        self.builder.store(value, self.builder.gep(base, [offset]))
-
-    def along(self, count: Any, vector: Callable[[Any], None], one: Callable[[Any], None]) -> None:
-        """vector(i) for all whole vectors of `count` places, one(i) for the rest."""
-        whole = self.builder.and_(count, self.number(-LANES))
-        with self.steps(whole, LANES) as (i, _):
-            vector(i)
-        with cgutils.for_range(self.builder, count, start=whole, intp=_I64) as loop:
-            one(loop.index)
-
-    def steps(self, stop: Any, step: int) -> Any:
-        return cgutils.for_range_slice(self.builder, self.number(0), stop, self.number(step), intp=_I64)
+Floats = NDArray[np.float32]
 
 
 @intrinsic
@@ -159,7 +32,7 @@ def _tile(typing_context, keys, at, weights, row, bias, last, last_bias, width, 
     signature = types.void(keys, _integer, weights, _integer, bias, last, types.float32, _integer, _integer, types.boolean, scores, _integer)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        emit = _Emit(context, builder, signature, args)
+        emit = Emit(context, builder, signature, args)
         _, at, _, row, _, _, last_bias, width, units, squashed, _, to = args
         keys_at, weights_at, bias_at = emit.pointer(0, at), emit.pointer(2, builder.mul(row, width)), emit.pointer(4, row)
         last_at, scores_at = emit.pointer(5, emit.number(0)), emit.pointer(10, to)
@@ -183,14 +56,14 @@ def _turned(typing_context, keys, at, width, tile):  # type: ignore[no-untyped-d
     signature = types.void(keys, _integer, _integer, tile)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        emit = _Emit(context, builder, signature, args)
+        emit = Emit(context, builder, signature, args)
         _, at, width, _ = args
         keys_at, tile_at = emit.pointer(0, at), emit.pointer(3, emit.number(0))
         with emit.steps(width, LANES) as (column, _), emit.steps(emit.number(TILE), LANES) as (event, _):
             rows = [emit.load(keys_at, emit.offset((emit.offset(event, emit.number(i)), width), column)) for i in range(LANES)]
             for bit in (1 << n for n in range(LANES.bit_length() - 1)):
-                upper = ir.Constant(_WHOLE, [_I32(LANES + (c ^ bit) if c & bit else c) for c in range(LANES)])
-                lower = ir.Constant(_WHOLE, [_I32(LANES + c if c & bit else c ^ bit) for c in range(LANES)])
+                upper = ir.Constant(WHOLE, [I32(LANES + (c ^ bit) if c & bit else c) for c in range(LANES)])
+                lower = ir.Constant(WHOLE, [I32(LANES + c if c & bit else c ^ bit) for c in range(LANES)])
                 for i in (i for i in range(LANES) if not i & bit):
                     a, b = rows[i], rows[i | bit]
                     rows[i], rows[i | bit] = builder.shuffle_vector(a, b, upper), builder.shuffle_vector(a, b, lower)
@@ -209,7 +82,7 @@ def _inner(typing_context, keys, weights, row, bias, first, last, scores, width,
     signature = types.void(*floats)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        emit = _Emit(context, builder, signature, args)
+        emit = Emit(context, builder, signature, args)
         _, _, row, _, first, _, _, width, units, _, _, _, to = args
         zero = emit.number(0)
         keys_at, weights_at, bias_at = emit.pointer(0, zero), emit.pointer(1, builder.mul(row, width)), emit.pointer(3, first)
@@ -239,7 +112,7 @@ def _by_score(typing_context, keys, row, at, width, shares, to, squashed, scores
     signature = types.void(keys, row, _integer, _integer, shares, _integer, types.boolean, scores)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        emit = _Emit(context, builder, signature, args)
+        emit = Emit(context, builder, signature, args)
         zero, shares_at, scores_at = emit.number(0), emit.pointer(4, args[5]), emit.pointer(7, emit.number(0))
         (sums,) = emit.sums(1, VECTORS)
         for v, place in enumerate(sums):
@@ -260,7 +133,7 @@ def _copy(typing_context, out, to, given, at, count):  # type: ignore[no-untyped
     signature = types.void(out, _integer, given, _integer, _integer)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        emit = _Emit(context, builder, signature, args)
+        emit = Emit(context, builder, signature, args)
         out_at, given_at = emit.pointer(0, args[1]), emit.pointer(2, args[3])
         emit.along(args[4], lambda i: emit.store(emit.load(given_at, i), out_at, i), lambda i: emit.store_one(emit.load_one(given_at, i), out_at, i))
         return context.get_dummy_value()
@@ -274,8 +147,8 @@ def _clear(typing_context, out, to, count):  # type: ignore[no-untyped-def]
     signature = types.void(out, _integer, _integer)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        emit = _Emit(context, builder, signature, args)
-        out_at, zero = emit.pointer(0, args[1]), ir.Constant(_F32, 0.0)
+        emit = Emit(context, builder, signature, args)
+        out_at, zero = emit.pointer(0, args[1]), ir.Constant(F32, 0.0)
         emit.along(args[2], lambda i: emit.store(emit.constant(0), out_at, i), lambda i: emit.store_one(zero, out_at, i))
         return context.get_dummy_value()
 
@@ -291,7 +164,7 @@ def _rows_from_events(rows: int) -> Any:
         signature = types.void(shares, _integer, keys, _integer, _integer, _integer, out, _integer)
 
         def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            emit = _Emit(context, builder, signature, args)
+            emit = Emit(context, builder, signature, args)
             _, units, _, at, width, events, _, to = args
             shares_at, keys_at, out_at = emit.pointer(0, emit.number(0)), emit.pointer(2, at), emit.pointer(6, to)
             with emit.steps(units, rows) as (unit, _), emit.steps(width, PAIR) as (column, _):
@@ -301,7 +174,7 @@ def _rows_from_events(rows: int) -> Any:
                 ]
                 for j, v in np.ndindex(rows, 2):
                     builder.store(emit.load(out_at, places[j][v]), sums[j][v])
-                with cgutils.for_range(builder, events, intp=_I64) as loop:
+                with cgutils.for_range(builder, events, intp=I64) as loop:
                     events_at = [emit.offset((loop.index, width), column, emit.number(LANES * v)) for v in (0, 1)]
                     for place in events_at if rows == 1 else ():  # forward alone: backward asks below
                         emit.fetch_ahead(keys_at, place, width)
@@ -331,7 +204,7 @@ def _events_from_rows(typing_context, shares, rows, row, units, width, events, k
     signature = types.void(shares, rows, _integer, _integer, _integer, _integer, keys, out, _integer)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        emit = _Emit(context, builder, signature, args)
+        emit = Emit(context, builder, signature, args)
         _, _, row, units, width, events, _, _, to = args
         shares_at, rows_at, out_at = emit.pointer(0, emit.number(0)), emit.pointer(1, builder.mul(row, width)), emit.pointer(7, to)
         keys_at = emit.pointer(6, to)
@@ -344,7 +217,7 @@ def _events_from_rows(typing_context, shares, rows, row, units, width, events, k
                 builder.store(emit.load(out_at, places[j][v]), sums[j][v])
                 emit.fetch_ahead(keys_at, places[j][v], width)
                 emit.fetch_ahead(out_at, places[j][v], width)
-            with cgutils.for_range(builder, units, intp=_I64) as loop:
+            with cgutils.for_range(builder, units, intp=I64) as loop:
                 w = [emit.load(rows_at, emit.offset((loop.index, width), column, emit.number(LANES * v))) for v in (0, 1)]
                 for j in range(GROUP):
                     share = emit.at(shares_at, emit.offset((loop.index, emit.number(TILE)), event, emit.number(j)))
