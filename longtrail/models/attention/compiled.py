@@ -25,29 +25,41 @@ _integer = types.int64
 Floats = NDArray[np.float32]
 
 
-@intrinsic
-def _tile(typing_context, keys, at, weights, row, bias, last, last_bias, width, units, squashed, scores, to):  # type: ignore[no-untyped-def]
-    """scores[to : to + TILE] = Σ_h last[h] · sigmoid(bias[row + h] + Σ_d weights[(row + h) · D + d] · keys[at + d · TILE + place]) + last_bias,
-    and the sigmoid of that where `squashed`. `units` is a multiple of GROUP."""
-    signature = types.void(keys, _integer, weights, _integer, bias, last, types.float32, _integer, _integer, types.boolean, scores, _integer)
+def _tiles(ahead: bool) -> Any:
+    """An intrinsic."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        emit = Emit(context, builder, signature, args)
-        _, at, _, row, _, _, last_bias, width, units, squashed, _, to = args
-        keys_at, weights_at, bias_at = emit.pointer(0, at), emit.pointer(2, builder.mul(row, width)), emit.pointer(4, row)
-        last_at, scores_at = emit.pointer(5, emit.number(0)), emit.pointer(10, to)
-        totals = [cgutils.alloca_once_value(builder, emit.spread(last_bias)) for _ in range(VECTORS)]
-        with emit.steps(units, GROUP) as (unit, _):
-            for j, row_sums in enumerate(emit.hidden(keys_at, weights_at, bias_at, unit, width)):
-                w = emit.at(last_at, emit.offset(unit, emit.number(j)))
-                for total, x in zip(totals, row_sums, strict=True):
-                    emit.add_product(w, emit.sigmoid(x), total)
-        for v, total in enumerate(totals):
-            plain = builder.load(total)
-            emit.store(builder.select(squashed, emit.sigmoid(plain), plain), scores_at, emit.number(LANES * v))
-        return context.get_dummy_value()
+    @intrinsic
+    def tile(typing_context, keys, at, weights, row, bias, last, last_bias, width, units, squashed, scores, to, after, next_at):  # type: ignore[no-untyped-def]
+        """scores[to : to + TILE] = Σ_h last[h] · sigmoid(bias[row + h] + Σ_d weights[(row + h) · D + d] · keys[at + d · TILE + place]) + last_bias,
+        and the sigmoid of that where `squashed`. `units` is a multiple of GROUP.
+        Where `ahead`, the tile at after[next_at] is asked for meanwhile."""
+        signature = types.void(
+            keys, _integer, weights, _integer, bias, last, types.float32, _integer, _integer, types.boolean, scores, _integer, after, _integer
+        )
 
-    return signature, generate
+        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            emit = Emit(context, builder, signature, args)
+            _, at, _, row, _, _, last_bias, width, units, squashed, _, to, _, next_at = args
+            keys_at, weights_at, bias_at = emit.pointer(0, at), emit.pointer(2, builder.mul(row, width)), emit.pointer(4, row)
+            last_at, scores_at = emit.pointer(5, emit.number(0)), emit.pointer(10, to)
+            following = emit.pointer(12, next_at) if ahead else None
+            totals = [cgutils.alloca_once_value(builder, emit.spread(last_bias)) for _ in range(VECTORS)]
+            with emit.steps(units, GROUP) as (unit, _):
+                for j, row_sums in enumerate(emit.hidden(keys_at, weights_at, bias_at, unit, width, following)):
+                    w = emit.at(last_at, emit.offset(unit, emit.number(j)))
+                    for total, x in zip(totals, row_sums, strict=True):
+                        emit.add_product(w, emit.sigmoid(x), total)
+            for v, total in enumerate(totals):
+                plain = builder.load(total)
+                emit.store(builder.select(squashed, emit.sigmoid(plain), plain), scores_at, emit.number(LANES * v))
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return tile
+
+
+_tile, _tile_before_another = _tiles(False), _tiles(True)
 
 
 @intrinsic
@@ -75,21 +87,23 @@ def _turned(typing_context, keys, at, width, tile):  # type: ignore[no-untyped-d
 
 
 @intrinsic
-def _inner(typing_context, keys, weights, row, bias, first, last, scores, width, units, inner, last_sums, bias_sums, to):  # type: ignore[no-untyped-def]
-    """Of a turned tile and its gradient by the scores: gradients by the pre-activations, inner[h · TILE + place], and in last_sums and
-    bias_sums[(to + h) · LANES + lane] the sums over places of gradients by `last` and by the bias."""
-    floats = (keys, weights, _integer, bias, _integer, last, scores, _integer, _integer, inner, last_sums, bias_sums, _integer)
+def _inner(  # type: ignore[no-untyped-def]
+    typing_context, keys, weights, row, bias, first, last, scores, width, units, inner, last_sums, bias_sums, to, after, next_at
+):
+    """Of a turned tile and its gradient by the scores: that by the pre-activations, inner[h · TILE + place], and in last_sums and
+    bias_sums[(to + h) · LANES + lane] the sums of those by `last` and the bias. Meanwhile the tile at after[next_at] is asked for."""
+    floats = (keys, weights, _integer, bias, _integer, last, scores, _integer, _integer, inner, last_sums, bias_sums, _integer, after, _integer)
     signature = types.void(*floats)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         emit = Emit(context, builder, signature, args)
-        _, _, row, _, first, _, _, width, units, _, _, _, to = args
+        _, _, row, _, first, _, _, width, units, _, _, _, to, _, next_at = args
         zero = emit.number(0)
         keys_at, weights_at, bias_at = emit.pointer(0, zero), emit.pointer(1, builder.mul(row, width)), emit.pointer(3, first)
         last_at, scores_at, inner_at = emit.pointer(5, zero), emit.pointer(6, zero), emit.pointer(9, zero)
         sums_at = [emit.pointer(place, builder.mul(to, emit.number(LANES))) for place in (10, 11)]
         with emit.steps(units, GROUP) as (unit, _):
-            for j, row_sums in enumerate(emit.hidden(keys_at, weights_at, bias_at, unit, width)):
+            for j, row_sums in enumerate(emit.hidden(keys_at, weights_at, bias_at, unit, width, emit.pointer(13, next_at))):
                 h = emit.offset(unit, emit.number(j))
                 w, lanes = emit.at(last_at, h), builder.mul(h, emit.number(LANES))
                 last_sum, bias_sum = (emit.load(place, lanes) for place in sums_at)
@@ -176,8 +190,6 @@ def _rows_from_events(rows: int) -> Any:
                     builder.store(emit.load(out_at, places[j][v]), sums[j][v])
                 with cgutils.for_range(builder, events, intp=I64) as loop:
                     events_at = [emit.offset((loop.index, width), column, emit.number(LANES * v)) for v in (0, 1)]
-                    for place in events_at if rows == 1 else ():  # forward alone: backward asks below
-                        emit.fetch_ahead(keys_at, place, width)
                     k = [emit.load(keys_at, place) for place in events_at]
                     for j in range(rows):
                         share = emit.at(shares_at, emit.offset((emit.offset(unit, emit.number(j)), emit.number(TILE)), loop.index))
@@ -196,18 +208,17 @@ _sum_of_events, _sums_of_events = _rows_from_events(1), _rows_from_events(GROUP)
 
 
 @intrinsic
-def _events_from_rows(typing_context, shares, rows, row, units, width, events, keys, out, to):  # type: ignore[no-untyped-def]
+def _events_from_rows(typing_context, shares, rows, row, units, width, events, out, to):  # type: ignore[no-untyped-def]
     """out[to + j · D + d] += Σ_h shares[h · TILE + j] · rows[(row + h) · D + d] over `units` rows h, for `events` places j: a multiple of GROUP.
 
-    What stands a tile further on in `keys` and `out` is asked for meanwhile: else memory would rest while the tile is worked on.
+    What stands a tile further on in `out` is asked for meanwhile.
     """
-    signature = types.void(shares, rows, _integer, _integer, _integer, _integer, keys, out, _integer)
+    signature = types.void(shares, rows, _integer, _integer, _integer, _integer, out, _integer)
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         emit = Emit(context, builder, signature, args)
-        _, _, row, units, width, events, _, _, to = args
-        shares_at, rows_at, out_at = emit.pointer(0, emit.number(0)), emit.pointer(1, builder.mul(row, width)), emit.pointer(7, to)
-        keys_at = emit.pointer(6, to)
+        _, _, row, units, width, events, _, to = args
+        shares_at, rows_at, out_at = emit.pointer(0, emit.number(0)), emit.pointer(1, builder.mul(row, width)), emit.pointer(6, to)
         with emit.steps(events, GROUP) as (event, _), emit.steps(width, PAIR) as (column, _):
             sums = emit.sums(GROUP, 2)
             places = [
@@ -215,8 +226,7 @@ def _events_from_rows(typing_context, shares, rows, row, units, width, events, k
             ]
             for j, v in np.ndindex(GROUP, 2):
                 builder.store(emit.load(out_at, places[j][v]), sums[j][v])
-                emit.fetch_ahead(keys_at, places[j][v], width)
-                emit.fetch_ahead(out_at, places[j][v], width)
+                emit.fetch(out_at, emit.offset(places[j][v], (width, emit.number(TILE))))
             with cgutils.for_range(builder, units, intp=I64) as loop:
                 w = [emit.load(rows_at, emit.offset((loop.index, width), column, emit.number(LANES * v))) for v in (0, 1)]
                 for j in range(GROUP):
@@ -257,7 +267,7 @@ def _scores(keys, n, weights, bias, last, last_bias, width, squashed, scores, ca
             for d in range(width):
                 tile[d * TILE + j] = keys[(start + j) * width + d]
         for c in range(candidates):
-            _tile(tile, 0, weights, c * len(last), bias, last, last_bias, width, len(last), squashed, found, 0)  # type: ignore[call-arg]
+            _tile(tile, 0, weights, c * len(last), bias, last, last_bias, width, len(last), squashed, found, 0, keys, 0)  # type: ignore[call-arg]
             for j in range(real):
                 scores[c * length + start + j] = found[j]
 
@@ -275,9 +285,13 @@ def forward(keys, counts, first, weights, bias, last, last_bias, width, length, 
         b = first + i
         for start in range(0, counts[i], TILE):
             at, real = (b * length + start) * width, min(TILE, counts[i] - start)
+            following = at + TILE * width
             _turned_events(keys, at, width, real, rows, tile)
             for pair in range(b * candidates, (b + 1) * candidates):
-                _tile(tile, 0, weights, pair * units, bias, last, last_bias, width, units, squashed, found, 0)  # type: ignore[call-arg]
+                if pair == b * candidates:
+                    _tile_before_another(tile, 0, weights, pair * units, bias, last, last_bias, width, units, squashed, found, 0, keys, following)
+                else:
+                    _tile(tile, 0, weights, pair * units, bias, last, last_bias, width, units, squashed, found, 0, keys, following)
                 _copy(scores, pair * length + start, found, 0, real)  # type: ignore[call-arg]
                 if pooled:
                     _sum_of_events(found, 1, keys, at, width, real, reads, pair * width)
@@ -313,6 +327,7 @@ def backward(  # type: ignore[no-untyped-def]
             _clear(keys_grad, (b * length + counts[i]) * width, (length - counts[i]) * width)  # type: ignore[call-arg]
         for start in range(0, counts[i], TILE):
             at, real = (b * length + start) * width, min(TILE, counts[i] - start)
+            following = at + TILE * width
             whole = real // GROUP * GROUP
             if fresh:
                 _clear(keys_grad, at, real * width)  # type: ignore[call-arg]
@@ -329,9 +344,11 @@ def backward(  # type: ignore[no-untyped-def]
                 for j in range(TILE):
                     total += gradient[j]
                 sums[pair] += total
-                _inner(tile, both, row, bias, pair * units, last, gradient, width, units, inner, lasts, biases, c * units)  # type: ignore[call-arg]
+                _inner(  # type: ignore[call-arg]
+                    tile, both, row, bias, pair * units, last, gradient, width, units, inner, lasts, biases, c * units, keys, following
+                )
                 _sums_of_events(inner, units, keys, at, width, real, weights_grad, pair * units * width)
-                _events_from_rows(inner, both, row, units + 1, width, whole, keys, keys_grad, at)  # type: ignore[call-arg]
+                _events_from_rows(inner, both, row, units + 1, width, whole, keys_grad, at)  # type: ignore[call-arg]
                 for j in range(whole, real):
                     for h in range(units + 1):
                         for d in range(width):

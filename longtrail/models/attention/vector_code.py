@@ -62,13 +62,12 @@ class Emit:
     def store(self, vector: Any, base: Any, offset: Any) -> None:
         self.builder.store(vector, self._place(base, offset), align=4)
 
-    def fetch_ahead(self, base: Any, offset: Any, width: Any) -> None:
-        """Asks for the cache line of the next tile's event that stands where this one does, and does not wait for it."""
+    def fetch(self, base: Any, offset: Any) -> None:
+        """Asks for the cache line there, and does not wait for it: else memory would rest while a tile is worked on."""
         pointer = I8.as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
         function = self.builder.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
-        place = self.builder.gep(base, [self.offset(offset, (width, self.number(TILE)))])
-        self.builder.call(function, [self.builder.bitcast(place, pointer), I32(0), I32(3), I32(1)])
+        self.builder.call(function, [self.builder.bitcast(self.builder.gep(base, [offset]), pointer), I32(0), I32(3), I32(1)])
 
     def sums(self, *shape: int) -> Any:
         """Places of vectors, nested by shape: they become registers."""
@@ -102,22 +101,24 @@ class Emit:
         power = builder.bitcast(builder.add(builder.bitcast(power, WHOLE), exponent), VECTOR)
         return builder.fdiv(constant(1), builder.fadd(power, constant(1)))
 
-    def hidden(self, keys: Any, weights: Any, bias: Any, first: Any, width: Any, rows: int = GROUP) -> list[list[Any]]:
-        """Pre-activations [rows][VECTORS] of units `first` on, of a turned tile of keys."""
-        builder, sums, places = self.builder, self.sums(rows, VECTORS), []
-        for j in range(rows):
+    def hidden(self, keys: Any, weights: Any, bias: Any, first: Any, width: Any, following: Any = None) -> list[list[Any]]:
+        """Pre-activations [GROUP][VECTORS] of units `first` on, of a turned tile of keys; meanwhile the tile at `following` is asked for."""
+        builder, sums, places = self.builder, self.sums(GROUP, VECTORS), []
+        for j in range(GROUP):
             h = self.offset(first, self.number(j))
             places.append(builder.gep(weights, [builder.mul(h, width)]))
             start = self.at(bias, h)
             for place in sums[j]:
                 builder.store(start, place)
-        self.add_products(keys, places, width, sums)
+        self.add_products(keys, places, width, sums, following)
         return [[builder.load(place) for place in row] for row in sums]
 
-    def add_products(self, keys: Any, rows: list[Any], width: Any, sums: Any) -> None:
+    def add_products(self, keys: Any, rows: list[Any], width: Any, sums: Any, following: Any = None) -> None:
         """To sums[j][v] Σ_d rows[j][d] · (vector v of the turned tile's column d)."""
         with cgutils.for_range(self.builder, width, intp=I64) as loop:
             base = self.builder.mul(loop.index, self.number(TILE))
+            for v in range(VECTORS if following is not None else 0):
+                self.fetch(following, self.offset(base, self.number(LANES * v)))
             k = [self.load(keys, self.offset(base, self.number(LANES * v))) for v in range(VECTORS)]
             for row, places in zip(rows, sums, strict=True):
                 w = self.at(row, loop.index)
