@@ -74,7 +74,7 @@ def _build(tables: Path, config: Config, counts: dict[str, Any], out: Path) -> N
         with duckdb_for_feast(config.ingest.memory_limit, config.ingest.threads, spill):
             point_in_time = PointInTime(feast)
             rows: dict[str, Any] = write_examples(engine, point_in_time, split, out / "examples")
-            for name, targets in write_targets(engine, point_in_time, split, out / "targets").items():
+            for name, targets in write_targets(engine, point_in_time, split, out / "targets", store.events).items():
                 rows[name]["targets"] = targets
             materialise(feast)
         OnlineFeatures(feast).remember_snapshot()
@@ -134,7 +134,7 @@ def _tables_hash(tables: Path) -> str:
 
 def _catalogue(engine: "Engine", tables: Path, split: "Split", store: HistoryStore) -> tuple[pa.Table, float]:
     """The catalogue table, and the click rate of the training impressions (0 where there are none)."""
-    items = engine.fetch(engine.parquet(tables / "items.parquet").order_by("item_id"))
+    items = pq.read_table(tables / "items.parquet").sort_by("item_id")
     shown, done = engine.parquet(tables / "impressions.parquet"), engine.parquet(tables / "interactions.parquet")
     impressions, clicks = _per_item(engine, shown, items.num_rows)
     train_impressions, train_clicks = _per_item(engine, split.rows(IMPRESSIONS, TRAIN), items.num_rows)

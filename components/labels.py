@@ -48,22 +48,21 @@ def write_examples(engine: "Engine", point_in_time: PointInTime, split: "Split",
     return counts
 
 
-def write_targets(engine: "Engine", point_in_time: PointInTime, split: "Split", folder: Path) -> dict[str, int]:
-    """Write valid.parquet and test.parquet, TARGETS sorted by user_id, timestamp; returns the interactions of each split.
+def write_targets(engine: "Engine", point_in_time: PointInTime, split: "Split", folder: Path, events: int) -> dict[str, int]:
+    """Write valid.parquet and test.parquet, TARGETS sorted by user_id, timestamp; returns the interactions of each split, of `events` in all.
 
     With leave-one-out a target's history is all that stands before it in its user's history, as in the papers' protocol: logs with coarse or tied
     times would otherwise lose the end of it (MovieLens-1M: six events of the median user). With the temporal split it is what was available
     strictly before the target's time, which is what the service could have read.
     """
-    trained = split.rows(INTERACTIONS, TRAIN)
-    counts = {SPLITS[TRAIN]: engine.fetch(trained.agg(n=trained.count()))["n"][0].as_py()}
+    counts = {}
     for code in (VALID, TEST):
         name = SPLITS[code]
         ordered = split.rows(INTERACTIONS, code).order_by("user_id", "timestamp", "row")
         lengths = None if split.bounds is not None else split.lengths + (code - VALID)
         counts[name] = _write(engine, point_in_time, RETRIEVAL, ordered, TARGETS, folder / f"{name}.parquet", lengths)
         log.info("%s: %s next items to retrieve", name, f"{counts[name]:,}")
-    return counts
+    return counts | {SPLITS[TRAIN]: events - sum(counts.values())}
 
 
 def _write(

@@ -1,6 +1,6 @@
 """The splits of longtrail/splits.py as expressions of an engine: tables larger than memory, the same result to the row.
 
-What is in memory is a number a user and the counts of a few thousand spans of time.
+What is in memory is a number a user and some hundred thousand counts of spans of time.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ from longtrail.splits import TEST, TRAIN, VALID, split_bounds
 if TYPE_CHECKING:
     from longtrail.engines import Engine
 
-_SPANS = 1 << 16  # spans of time that one pass over the log counts: a year in microseconds takes three passes
+_SPANS = 1 << 16  # spans of time that one pass over the log counts
+_ROWS = 1 << 18  # rows of which each instant is counted, in the last pass
 
 Ints = NDArray[np.int64]
 
@@ -54,7 +55,7 @@ class EngineInstants:
     def at(self, place: int) -> tuple[int, int, int]:
         low, high, earlier, same = self._first, self._last + 1, 0, self._n
         while high - low > 1:  # the one sought is in low..high, with `earlier` rows before that span and `same` in it
-            width = -(-(high - low) // _SPANS)
+            width = 1 if same <= _ROWS else -(-(high - low) // _SPANS)
             rows = self._times.filter(self._times.time >= low, self._times.time < high)
             past = rows.time - low
             spans = rows.select(start=past - past % width)  # (division is one of floats)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from longtrail import division
 from longtrail.config import IngestSettings, SplitSettings
 from longtrail.division import EngineInstants, divide
 from longtrail.engines import Engine, open_engine
@@ -80,13 +81,15 @@ def test_every_row_is_where_the_definition_has_it(settings: SplitSettings, span:
 
 
 @pytest.mark.parametrize("times", [[5], [5, 5, 9], [0, YEAR, 20 * YEAR, 20 * YEAR, 3], np.random.default_rng(0).integers(0, YEAR, 2_000).tolist()])
-def test_any_place_among_the_instants(times: list[int], engine: Engine, tmp_path: Path) -> None:
+def test_any_place_among_the_instants(times: list[int], engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stamps = pa.array(T0 + np.array(times), pa.timestamp("us", tz="UTC"))
     pq.write_table(pa.table({"at": stamps}), tmp_path / "times.parquet")
     found, expected = EngineInstants(engine, engine.parquet(tmp_path / "times.parquet"), "at"), ArrayInstants(T0 + np.array(times))
     assert found.count() == expected.count() == len(times)
-    for place in sorted({0, len(times) // 3, len(times) - 1}):
-        assert found.at(place) == expected.at(place)
+    for rows in (division._ROWS, 0):  # 0: in ever shorter spans, to the microsecond
+        monkeypatch.setattr(division, "_ROWS", rows)
+        for place in sorted({0, len(times) // 3, len(times) - 1}):
+            assert found.at(place) == expected.at(place)
 
 
 def test_no_rows(engine: Engine, tmp_path: Path) -> None:
