@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from longtrail.config import DINSettings
+from longtrail.config import DINSettings, SAMSettings
 from longtrail.examples import FeatureSet
 from longtrail.models.registry import build_model
-from longtrail.training.starts import cooccurrence_vectors
+from longtrail.training.starts import cooccurrence_vectors, met_items, start
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,29 @@ def test_a_model_starts_from_them_at_a_fixed_scale(features: FeatureSet) -> None
     table = module.embedding.items.table.detach()
     assert table[1:].std().item() == pytest.approx(0.3, rel=1e-3) and not table[0].any()
     assert torch.allclose(table / table.norm(), vectors / vectors.norm(), atol=1e-6)
+
+
+def test_items_are_drawn_as_often_as_they_are_met(features: FeatureSet) -> None:
+    events = features.catalogue.train_events
+    drawn = np.bincount(met_items(features, seed=0, most=10_000), minlength=len(events))
+    assert drawn.sum() == 10_000 and drawn[0] == 0 and not drawn[events == 0].any()
+    assert np.corrcoef(drawn[1:], events[1:])[0, 1] > 0.95
+    silent = replace(features, catalogue=replace(features.catalogue, train_events=np.zeros_like(events)))
+    assert np.bincount(met_items(silent, seed=0, most=10_000), minlength=len(events))[1:].min() > 0
+
+
+def test_sam_starts_by_similarity_of_the_vectors_it_was_given(features: FeatureSet) -> None:
+    """Items that the same people touched weigh more from the first step on; a paper's start cannot tell them from others."""
+    shares = {}
+    for init in ("similarity", "zero"):
+        settings = SAMSettings(width=4, attention_init=init, max_history=8)
+        torch.manual_seed(0)
+        module: Any = build_model(settings, features.sizes)
+        start(module, features, settings, seed=0)
+        items = torch.from_numpy(np.flatnonzero(features.catalogue.train_events)[:200])
+        categories = torch.from_numpy(features.catalogue.categories)[items]
+        with torch.no_grad():
+            x = module.embedding.things(items, categories, items > 0).unsqueeze(0)
+            a = module.passes[0](x, torch.ones(1, len(items), dtype=torch.bool), x, x)[0][0]
+        shares[init] = np.corrcoef((x[0] @ x[0].T).ravel().numpy(), a.ravel().numpy())[0, 1]
+    assert shares["similarity"] > 0.6 and abs(shares["zero"]) < shares["similarity"] - 0.2

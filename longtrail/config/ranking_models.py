@@ -46,6 +46,13 @@ class DINSettings(RankerSettings):
     attention_weights: Literal["linear", "sigmoid", "softmax"] = Field(
         "linear", description="linear: the paper; softmax: its code; sigmoid: SAM's DIN"
     )
+    attention_init: Literal["random", "similarity"] = Field("random", description="similarity: half the units start as q · k (ours)")
+
+    @model_validator(mode="after")
+    def _one_layer_starts(self) -> "DINSettings":
+        if self.attention_init == "similarity" and len(self.attention_hidden) > 1:
+            raise ValueError(f"attention_init: similarity with {len(self.attention_hidden)} layers in attention_hidden; expected one")
+        return self
 
 
 class SAMSettings(RankerSettings):
@@ -63,8 +70,9 @@ class SAMSettings(RankerSettings):
     read_scale: Literal["none", "sqrt", "mean", "norm"] = Field(
         "none", description="the read vector as it is (paper), divided by sqrt(n) or 1 + sum of weights, or normalised to unit variance"
     )
-    attention_init: Literal["zero", "log_length"] = Field(
-        "zero", description="first bias of the weights: 0 (paper), or -log(max_history / 8): few at first"
+    attention_init: Literal["zero", "log_length", "similarity"] = Field(
+        "zero",
+        description="first bias of the weights: 0 (paper), or -log(max_history / 8): few at first; similarity: half the units start as q · k (ours)",
     )
 
 

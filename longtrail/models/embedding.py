@@ -35,6 +35,17 @@ class BehaviourEmbedding(nn.Module):
         """Item vectors start as `vectors` [N + 1, W], scaled as a whole to a standard deviation three times the other tables' (our choice)."""
         self.items.start(vectors, std=std)
 
+    @torch.no_grad()
+    def similarity(self, items_n: Tensor, categories_n: Tensor) -> tuple[float, float]:
+        """q · k of two items: median, and 1.48 median absolute deviations (never 0), over all pairs of these. Actions are left out.
+
+        Not mean and standard deviation: a few popular items have vectors so long that they would be all of it.
+        """
+        x_nD = self.things(items_n, categories_n, items_n > 0)
+        products_m = (x_nD @ x_nD.T).flatten()
+        median = products_m.median()
+        return float(median), max(1.4826 * float((products_m - median).abs().median()), 1e-6)
+
     def keys(self, history: History, mask_BL: Tensor) -> Tensor:
         """[B, L, D]: item ‖ category, plus the action."""
         if (self.categories.items + 1) * len(self.actions) > mask_BL.numel():

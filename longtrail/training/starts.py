@@ -1,4 +1,4 @@
-"""What a new model is given before its first step: RecJPQ codes, and item vectors near those of the items that the same people had to do with.
+"""What a new model is given before its first step: RecJPQ codes, item vectors near those of the items that the same people had to do with.
 
 A log of 100,000 rows is over-fitted in two epochs, too few for random item vectors to find out which items are alike: rankers that start there
 order a request's candidates no better than the items' click rates do (docs/training.md). Our choice, not the papers'.
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 
-from longtrail.config import RankerSettings, RecJPQItemsSettings
+from longtrail.config import DINSettings, RankerSettings, RecJPQItemsSettings, SAMSettings
 from longtrail.examples import FeatureSet
 from longtrail.models.items.factory import item_slots
 from longtrail.training.codes import assign_codes
@@ -27,6 +27,18 @@ def start(module: Any, features: FeatureSet, settings: Any, *, seed: int) -> Non
             slot.set_codes(torch.from_numpy(assigned.codes_NM), torch.from_numpy(assigned.levels_Mb))
     if isinstance(settings, RankerSettings) and settings.item_start == "cooccurrence":
         module.embedding.start_items(torch.from_numpy(cooccurrence_vectors(features, settings.width, seed=seed)))
+    if isinstance(settings, DINSettings | SAMSettings):
+        items_n = met_items(features, seed=seed)
+        module.start_attention(torch.from_numpy(items_n), torch.from_numpy(features.catalogue.categories[items_n]))
+
+
+def met_items(features: FeatureSet, *, seed: int, most: int = 1_000) -> NDArray[np.int64]:
+    """Items drawn as often as the training period's events name them; all items alike where it has no events."""
+    events_N = features.catalogue.train_events.astype(np.float64)
+    events_N[0] = 0
+    if not events_N.any():
+        events_N[1:] = 1
+    return np.random.default_rng(seed).choice(len(events_N), size=most, p=events_N / events_N.sum())
 
 
 def cooccurrence_vectors(features: FeatureSet, width: int, *, seed: int) -> NDArray[np.float32]:

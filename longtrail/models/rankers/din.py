@@ -8,8 +8,8 @@ Each candidate weighs every behaviour by a small MLP and adds the weighted behav
 
 The paper's: the MLP on the pair and unnormalised weights ("linear"), so that the intensity of an interest survives. Its released code's: the four
 features, sigmoid hidden units, the softmax, and [u ; q ; u * q] in front of the last MLP. SAM's authors compare with sigmoid weights. Ours: the
-candidate set without tiling (attention/pointwise.py), the action in the behaviours (models/embedding.py), statistics in the head, and the head's
-BatchNorm + PReLU (models/head.py).
+candidate set without tiling (attention/pointwise.py), attention_init, the action in the behaviours (models/embedding.py), statistics in the head,
+and the head's BatchNorm + PReLU (models/head.py).
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from longtrail.config import DINSettings
+from longtrail.models.attention.alike import start_alike
 from longtrail.models.attention.fused import PairLayer, attend
 from longtrail.models.attention.pointwise import Normaliser, blockwise, glorot, normalised, pair_dense, pair_hidden, pooled
 from longtrail.models.contracts import Candidates, Context, History, Sizes
@@ -71,6 +72,12 @@ class DIN(nn.Module):
         width = self.embedding.width
         self.attention = TargetAttention(width, settings.attention_hidden, settings.attention_weights)
         self.head = Head(3 * width, settings.hidden, settings.dropout)
+
+    def start_attention(self, items_n: Tensor, categories_n: Tensor) -> None:
+        """attention_init: similarity, once item vectors have their start. Items int64 [n], as often as people meet them, and their categories."""
+        if self.settings.attention_init == "similarity":
+            layer, similarity = self.attention, self.embedding.similarity(items_n, categories_n)
+            start_alike(layer.first, layer.first_bias, layer.last, layer.last_bias, similarity, product=3, squashed=layer.kind != "linear")
 
     def forward(self, history: History, candidates: Candidates, context: Context) -> Tensor:
         """Logits [B, C]."""

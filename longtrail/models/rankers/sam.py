@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longtrail.config import SAMSettings
+from longtrail.models.attention.alike import start_alike
 from longtrail.models.attention.fused import PairLayer, SharedKeys, attend
 from longtrail.models.attention.pointwise import Normaliser, glorot
 from longtrail.models.contracts import Candidates, Context, History, Sizes
@@ -84,6 +85,14 @@ class SAM(nn.Module):
         self.enhance = Enhancement(width, settings.enhancement) if settings.enhancement else None
         memories = 1 if settings.enhancement else settings.passes
         self.head = Head(width + sum(used) + memories * width, settings.hidden, settings.dropout)
+
+    def start_attention(self, items_n: Tensor, categories_n: Tensor) -> None:
+        """attention_init: similarity, once item vectors have their start. Items int64 [n], as often as people meet them, and their categories."""
+        if self.settings.attention_init == "similarity":
+            similarity = self.embedding.similarity(items_n, categories_n)
+            for layer in self.passes:
+                assert isinstance(layer, AttentionPass)
+                start_alike(layer.first, layer.first_bias, layer.second, layer.second_bias, similarity, product=1, squashed=True)
 
     def forward(self, history: History, candidates: Candidates, context: Context) -> Tensor:
         """Logits [B, C]."""
