@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from features.definitions import RANKING
+from features.point_in_time import PointInTime
 from longtrail.config import EventLogDataset, IngestSettings, SparkSettings
 from longtrail.datasets.reading import CsvFormat, load_text
 from longtrail.engines import open_engine
@@ -153,6 +156,11 @@ def test_every_feature_is_the_same(spark: IngestSettings, tmp_path: Path) -> Non
         np.testing.assert_array_equal(a, b)
     online = [sorted(_online_rows(folder / "feast" / "online_store.db")) for folder in (found, expected)]
     assert online[0] == online[1] and len(online[0]) > 50
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "features.spark_store", None)  # where a sample of requests is judged there is no Spark
+        asked = {"user_id": np.arange(1, 6), "item_id": np.arange(1, 6)}
+        sampled = [PointInTime(folder / "feast", named=False).features(RANKING, np.full(5, 2 * 10**15), **asked) for folder in (found, expected)]
+    assert all(sampled[0][name].tolist() == sampled[1][name].tolist() for name in sampled[0]) and sampled[0]["history_length"].all()
 
 
 def _online_rows(database: Path) -> list[tuple[Any, ...]]:
