@@ -10,7 +10,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,13 +102,22 @@ def from_api(api: str, run_id: str, *, sleep: Callable[[float], None] = time.sle
 
 def from_folder(folder: Path) -> Ended:
     """The local runner's tasks: one folder each; a task that came to its end left executor_output.json, which names what it wrote."""
-    found = [(path, _step(path.name.rstrip("0123456789").rstrip("-"))) for path in sorted(folder.iterdir()) if path.is_dir()]
     tasks = [
         Task(name=step, state="SUCCEEDED" if (path / "executor_output.json").is_file() else "FAILED")
-        for path, step in found
-        if step in STEPS and step != "report"
+        for path, step in _task_folders(folder)
+        if step != "report"
     ]
     return Ended(tasks=sorted(tasks, key=lambda task: STEPS.index(task.name)))
+
+
+def _task_folders(folder: Path) -> Iterator[tuple[Path, str]]:
+    """(folder, step) of each task, those inside loops and conditions too: these are folders of their own."""
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        step = _step(path.name.rstrip("0123456789").rstrip("-"))
+        if step in STEPS:
+            yield path, step
+        else:
+            yield from _task_folders(path)
 
 
 def _step(name: str) -> str:

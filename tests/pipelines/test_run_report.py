@@ -103,3 +103,13 @@ def test_a_local_run_s_tasks_are_its_folders(tmp_path: Path) -> None:
         ("look", "SUCCEEDED"), ("train", "SUCCEEDED"), ("train", "SUCCEEDED"), ("ab_test", "FAILED"),
     ]  # fmt: skip
     assert found.state == "failed"
+
+
+def test_a_local_run_s_loops_and_conditions_are_folders_around_tasks(tmp_path: Path) -> None:
+    for name in ("look", "for-loop-2-iteration-0/train", "for-loop-2-iteration-1/train", "condition-3/package"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "executor_output.json").write_text(json.dumps({}))
+    found = from_folder(tmp_path)
+    assert [task.name for task in found.tasks] == ["look", "train", "train", "package"] and "a Bento was packaged" in found.sentence("it")
+    (tmp_path / "for-loop-2-iteration-1" / "train" / "executor_output.json").unlink()
+    assert [task.name for task in from_folder(tmp_path).failed] == ["train"]
