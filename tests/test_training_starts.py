@@ -65,11 +65,11 @@ def test_a_model_starts_from_them_at_a_fixed_scale(features: FeatureSet) -> None
 
 def test_items_are_drawn_as_often_as_they_are_met(features: FeatureSet) -> None:
     events = features.catalogue.train_events
-    drawn = np.bincount(met_items(features, seed=0, most=10_000), minlength=len(events))
+    drawn = np.bincount(met_items(features, seed=0), minlength=len(events))
     assert drawn.sum() == 10_000 and drawn[0] == 0 and not drawn[events == 0].any()
     assert np.corrcoef(drawn[1:], events[1:])[0, 1] > 0.95
     silent = replace(features, catalogue=replace(features.catalogue, train_events=np.zeros_like(events)))
-    assert np.bincount(met_items(silent, seed=0, most=10_000), minlength=len(events))[1:].min() > 0
+    assert np.bincount(met_items(silent, seed=0), minlength=len(events))[1:].min() > 0
 
 
 def test_sam_starts_by_similarity_of_the_vectors_it_was_given(features: FeatureSet) -> None:

@@ -37,14 +37,12 @@ class BehaviourEmbedding(nn.Module):
 
     @torch.no_grad()
     def similarity(self, items_n: Tensor, categories_n: Tensor) -> tuple[float, float]:
-        """q · k of two items: median, and 1.48 median absolute deviations (never 0), over all pairs of these. Actions are left out.
-
-        Not mean and standard deviation: a few popular items have vectors so long that they would be all of it.
-        """
-        x_nD = self.things(items_n, categories_n, items_n > 0)
-        products_m = (x_nD @ x_nD.T).flatten()
-        median = products_m.median()
-        return float(median), max(1.4826 * float((products_m - median).abs().median()), 1e-6)
+        """Mean and standard deviation (never 0) of q · k over all pairs of these items; actions are left out."""
+        x_nD = self.things(items_n, categories_n, items_n > 0).double()
+        mean_D, covariance_DD = x_nD.mean(0), torch.cov(x_nD.T, correction=0)
+        # Of independent q and k with mean m and covariance C: variance Σ C² + 2 mᵀ C m.
+        variance = covariance_DD.square().sum() + 2 * mean_D @ covariance_DD @ mean_D
+        return float(mean_D.square().sum()), max(float(variance.clamp(min=0).sqrt()), 1e-6)
 
     def keys(self, history: History, mask_BL: Tensor) -> Tensor:
         """[B, L, D]: item ‖ category, plus the action."""

@@ -32,7 +32,7 @@ def start(module: Any, features: FeatureSet, settings: Any, *, seed: int) -> Non
         module.start_attention(torch.from_numpy(items_n), torch.from_numpy(features.catalogue.categories[items_n]))
 
 
-def met_items(features: FeatureSet, *, seed: int, most: int = 1_000) -> NDArray[np.int64]:
+def met_items(features: FeatureSet, *, seed: int, most: int = 10_000) -> NDArray[np.int64]:
     """Items drawn as often as the training period's events name them; all items alike where it has no events."""
     events_N = features.catalogue.train_events.astype(np.float64)
     events_N[0] = 0

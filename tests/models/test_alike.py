@@ -22,12 +22,12 @@ ITEMS, CATEGORIES = torch.tensor([1, 2, 2, 7, 30, 40]), torch.tensor([1, 0, 0, 6
 
 
 def slow_similarity(model: SAM | DIN) -> tuple[float, float]:
-    """Median and scaled median absolute deviation of q · k over all pairs, one by one."""
+    """Mean and standard deviation of q · k over all pairs, one by one."""
     vectors, categories = model.embedding.items.vectors(), model.embedding.categories.vectors()
     x = [torch.cat([vectors[i], categories[c]]) for i, c in zip(ITEMS.tolist(), CATEGORIES.tolist(), strict=True)]
-    products = sorted(float(q @ k) for q in x for k in x)
-    middle = products[(len(products) - 1) // 2]
-    return middle, 1.4826 * sorted(abs(product - middle) for product in products)[(len(products) - 1) // 2]
+    products = [float(q @ k) for q in x for k in x]
+    mean = sum(products) / len(products)
+    return mean, (sum((product - mean) ** 2 for product in products) / len(products)) ** 0.5
 
 
 def scores(model: SAM | DIN, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor) -> Iterator[Tensor]:
@@ -46,11 +46,11 @@ def test_weights_start_as_a_function_of_the_inner_product(kind: str, weights: st
     changes: dict[str, Any] = {"attention_init": "similarity", "attention_weights": weights}
     model = make_sam(**changes, attention_hidden=6) if kind == "sam" else make_din(**changes, attention_hidden=(6,))
     model.embedding.items.table[1:, 0] += 2  # type: ignore[operator,index] # what all have in common says nothing of who are alike
-    middle, spread = slow_similarity(model)
-    assert model.embedding.similarity(ITEMS, CATEGORIES) == pytest.approx((middle, spread), rel=1e-9)
+    mean, spread = slow_similarity(model)
+    assert model.embedding.similarity(ITEMS, CATEGORIES) == pytest.approx((mean, spread), rel=1e-9)
     model.start_attention(ITEMS, CATEGORIES)
     keys_BLD, mask_BL, _, query_BCD = random_inputs(model, (1, 9, 4), seed=1)  # type: ignore[arg-type]
-    unit_BCL = (2 * (query_BCD @ keys_BLD.transpose(1, 2) - middle) / spread - 2).sigmoid()
+    unit_BCL = (2 * (query_BCD @ keys_BLD.transpose(1, 2) - mean) / spread - 2).sigmoid()
     expected = unit_BCL if weights == "linear" else (6 * unit_BCL - 3).sigmoid()
     for found in scores(model, keys_BLD, mask_BL, query_BCD):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
