@@ -34,6 +34,7 @@ class EncoderSettings(WithItems):
     )
     negatives: Positive = Field(256, description="gbce and sampled_softmax: sampled negatives per target")
     gbce_t: Share = Field(0.75, description="gbce: calibration, 0 is plain BCE, 1 fully calibrated")
+    gbce_prior: bool = Field(True, description="gbce: logits start at the odds of a positive (ours; ranks alike, learns at once); false: the paper")
     learning_rate: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Positive = Field(128, description="windows per step")

@@ -15,7 +15,7 @@ Loss = Callable[[Pairs, ItemEmbedding, EncoderSettings], Tensor]
 LOSSES: dict[str, Loss] = {
     "softmax": lambda pairs, items, _: softmax_loss(pairs.states_TD, items.vectors(), pairs.targets_T),
     "sampled_softmax": lambda pairs, items, s: sampled_softmax_loss(pairs.states_TD, items, pairs.targets_T, negatives=s.negatives),
-    "gbce": lambda pairs, items, s: gbce_loss(pairs.states_TD, items, pairs.targets_T, negatives=s.negatives, t=s.gbce_t),
+    "gbce": lambda pairs, items, s: gbce_loss(pairs.states_TD, items, pairs.targets_T, negatives=s.negatives, t=s.gbce_t, prior=s.gbce_prior),
     "bce": lambda pairs, items, _: bce_loss(pairs.states_TD, items, pairs.targets_T),
     "lambdarank": lambda pairs, items, _: lambdarank_loss(pairs.states_TD, items.vectors(), pairs.targets_T, pairs.windows_T),
 }

@@ -32,17 +32,21 @@ def gbce_loss(
     *,
     negatives: int,
     t: float,
+    prior: bool = False,
     shared_by: int = SHARED_BY,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Mean generalised binary cross-entropy (Petrov & Macdonald, RecSys 2023: gSASRec) with `negatives` sampled items a target.
 
-    A negative may be the target, as in the authors' code.
+    A negative may be the target, as in the authors' code. With `prior` (ours) every logit has log(β / K) added to it, the log odds of a positive
+    among what is sampled: where all scores are 0 a target is then pulled up as strongly as its K negatives are pushed down, as in a softmax.
+    Without it the model first learns, for many epochs, that nearly everything is a negative. One number for all items: no ranking changes.
     """
     if len(targets_T) == 0:
         return precise(states_TD).sum() * 0
     positive_T, negative_TK, _ = sampled_logits(states_TD, items, targets_T, negatives=negatives, shared_by=shared_by, generator=generator)
-    return gbce(positive_T, negative_TK, items=items.items, t=t).mean()
+    offset = math.log(gbce_weight(negatives, items.items, t) / negatives) if prior else 0.0
+    return gbce(precise(positive_T) + offset, precise(negative_TK) + offset, items=items.items, t=t).mean()
 
 
 def sampled_softmax_loss(

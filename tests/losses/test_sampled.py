@@ -92,6 +92,32 @@ def test_gbce_loss_scores_uniform_negatives_shared_by_blocks(rows: int, shared_b
     assert loss.item() == pytest.approx(sum(expected) / rows)
 
 
+@pytest.mark.parametrize("t", [0.0, 0.75, 1.0])
+@pytest.mark.parametrize("negatives", [1, 3, 256])
+def test_with_the_prior_nothing_pulls_all_scores_one_way_at_the_start(t: float, negatives: int) -> None:
+    """At equal scores the gradients of a target and its negatives sum to zero, as a softmax's do; without the prior nearly all goes down."""
+    sums = {}
+    for prior in (True, False):
+        items = DenseItems(400, 1).double()
+        with torch.no_grad():
+            items.table.fill_(0)
+        gbce_loss(torch.ones(6, 1, dtype=torch.float64), items, torch.arange(1, 7), negatives=negatives, t=t, prior=prior).backward()
+        assert items.table.grad is not None
+        sums[prior] = float(items.table.grad.sum())
+    assert sums[True] == pytest.approx(0, abs=1e-12)
+    assert sums[False] > 0.1 or (negatives, t) == (1, 0.0)
+
+
+def test_the_prior_is_the_same_loss_of_shifted_scores() -> None:
+    """One number added to all scores, so that what orders the items is learnt as before."""
+    items, states_TD, targets_T = table(), randn(5, 4), torch.tensor([1, 8, 3, 3, 5])
+    found = gbce_loss(states_TD, items, targets_T, negatives=6, t=0.75, prior=True, generator=torch.Generator().manual_seed(3))
+    scores_TN = states_TD @ items.vectors().detach().T + math.log(gbce_weight(6, 8, 0.75) / 6)
+    negatives_6 = torch.randint(1, 9, (1, 6), generator=torch.Generator().manual_seed(3))[0]
+    expected = [slow_gbce(float(s[target]), s[negatives_6].tolist(), 8, 0.75) for s, target in zip(scores_TN, targets_T, strict=True)]
+    assert float(found.detach()) == pytest.approx(sum(expected) / 5)
+
+
 @pytest.mark.parametrize("shared_by", [1, 3, 64])
 @pytest.mark.parametrize("rows", [1, 6, 7])
 def test_sampled_softmax_is_a_softmax_over_target_and_negatives_without_hits(rows: int, shared_by: int) -> None:
