@@ -19,6 +19,7 @@ import yaml
 from longtrail.files import write_json
 from serving.canary import FOLDER, RECORD
 from serving.event_records import read_events
+from serving.guard import AVOIDED, SLOW
 from tests.serving.bento import ROOT, Outputs, server
 from tests.serving.load import Load
 
@@ -58,6 +59,13 @@ def logged(state: Path) -> Counter[str | None]:
     return Counter(event.event_id for events in read_events(state / "log" / "events") for event in events)
 
 
+def check_served(load: Load, *arms: str) -> None:
+    """Nothing failed, and all lists are of these arms, or short of a history that a busy machine read too slowly."""
+    assert not load.failures, load.failures[:5]
+    assert set(load.fallbacks) <= {None, SLOW, AVOIDED}
+    assert set(arms) <= {arm for _, arm in load.arms} <= {*arms, "popularity_fallback"}
+
+
 def check_nothing_lost(load: Load, state: Path) -> None:
     """Every acknowledged event once, and none that nobody sent."""
     found = {event_id: times for event_id, times in logged(state).items() if event_id and event_id.startswith(f"{load.name}-")}
@@ -80,7 +88,8 @@ def test_a_bento_that_is_damaged_is_refused_and_the_old_one_serves_on(
         load.wait_for_answers(8)
     assert done.returncode == 1 and "the old one serves on" in done.stderr
     assert f"ranker/{weights.name}: SHA-256 is" in done.stderr, done.stderr
-    assert not load.failures and {arm for _, arm in load.arms} == {"sam"} and len(workers(process)) == 1
+    check_served(load, "sam")
+    assert len(workers(process)) == 1
     check_nothing_lost(load, state)
 
 
@@ -93,12 +102,13 @@ def test_a_new_worker_that_fails_with_the_state_folder_gives_it_back(service: tu
     with Load(str(client.base_url), "returned", clients=2, timeout=60.0) as load:
         load.wait_for_answers(4)
         done = swap(second, state)
+        record.unlink()
         acknowledged = len(load.events)
         load.wait_for_answers(8)
     assert done.returncode == 1 and f"the old one serves on: {record}: not the record of a canary" in done.stderr, done.stderr
     output = (state.parent / f"{state.name}.out").read_text(errors="replace")
     assert output.count("ready: arm sam") == 2, "the old one opened the folder again: it had given it up"
-    assert not load.failures and set(load.fallbacks) == {None} and {arm for _, arm in load.arms} == {"sam"}
+    check_served(load, "sam")
     assert [worker.pid for worker in workers(process)] == [worker.pid for worker in before]
     assert len(load.events) > acknowledged, "events are taken again"
     check_nothing_lost(load, state)
@@ -107,7 +117,6 @@ def test_a_new_worker_that_fails_with_the_state_folder_gives_it_back(service: tu
     ).json()
     assert (taken["accepted"], taken["duplicates"], taken["pending"]) == (1, 1, 0), "they reach the histories; what was taken before is known"
     assert httpx.get(f"{client.base_url}/readyz").status_code == 200
-    record.unlink()
 
 
 def test_a_swap_under_load_drops_nothing(service: tuple[httpx.Client, int, Path], second: Path) -> None:
@@ -119,11 +128,11 @@ def test_a_swap_under_load_drops_nothing(service: tuple[httpx.Client, int, Path]
         assert done.returncode == 0, done.stderr
         served_at = time.monotonic()
         load.wait_for_answers(60)
-    assert not load.failures, load.failures[:5]
+    check_served(load, "sam", "popularity")
     assert {status.split()[1] for status in load.statuses} == {"200"}
-    arms = [arm for _, arm in load.arms]
-    assert arms[:10] == ["sam"] * 10 and set(arms[-10:]) == {"popularity"} and set(load.fallbacks) == {None}
-    assert all(arm == "popularity" for at, arm in load.arms if at > served_at + 10), "old connections end soon"
+    personal = [(at, arm) for at, arm in load.arms if arm != "popularity_fallback"]
+    assert personal[0][1] == "sam" and personal[-1][1] == "popularity"
+    assert all(arm == "popularity" for at, arm in personal if at > served_at + 10), "old connections end soon"
     lists, events = (max(seconds for _, path, seconds in load.seconds if path == each) for each in ("/recommend", "/events"))
     assert events < 35, "an event waits while the state folder changes hands"
     assert lists < max(events, 5), "a list does not"
