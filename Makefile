@@ -9,7 +9,7 @@ export FEAST_USAGE := False
 export PYTHONWARNINGS := ignore
 # Set on the command line, e.g. `make serve PORT=8080`.
 PORT ?= 3000
-WORKERS ?= 2
+WORKERS ?= 3
 OVERLAY ?= small
 BENTO ?= longtrail-bento:latest
 
