@@ -2,8 +2,8 @@
 
 Not published for SAM; the choice is that of the baseline code its authors name (MIMN): BatchNorm → 200 → PReLU → 80 → PReLU → 1 over
 [query ; what was read ; statistics]. SAM's own BatchNorm over its output (eps 1e-3) and the head's are one layer here: two in a row are one.
-Its statistics are taken over the real candidates of a whole batch of requests, on all processes that train together, never over padding, and it must
-be in eval mode when serving.
+Ours: it renormalises, so that training sees what serving sees. Its statistics are taken over the real candidates of a whole batch of requests, on all
+processes that train together, never over padding, and it must be in eval mode when serving.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,13 @@ ITEM_CLICK_RATE, USER_CLICK_RATE = 2, 2  # their places in longtrail.statistics.
 
 
 class MaskedBatchNorm(nn.Module):
-    """Batch normalisation over the real places of [B, C, X]. Momentum 0.1 (TF's 0.001 never settles in our short runs: our choice)."""
+    """Batch renormalisation (Ioffe, NeurIPS 2017; its bounds left out) over the real places of [B, C, X].
+
+    In training as in serving, x is normalised by the running mean and variance; only the gradient is that of batch normalisation. For our batches
+    hold histories of like length (examples/buckets.py): normalised by their own statistics, whatever goes with length would be about 0 in training
+    and far from it in serving. The running variance is that of all places, between batches as within. Momentum: our choice (TF's 0.001 never
+    settles in our short runs).
+    """
 
     def __init__(self, features: int, *, eps: float = 1e-3, momentum: float = 0.1) -> None:
         super().__init__()
@@ -31,19 +37,28 @@ class MaskedBatchNorm(nn.Module):
 
     def forward(self, x_BCX: Tensor, mask_BC: Tensor) -> Tensor:
         x_BCX = x_BCX.to(self.scale.dtype)
-        mean_X, variance_X = self._statistics(x_BCX, mask_BC.unsqueeze(-1)) if self.training else (self.mean, self.variance)
-        gain_X = self.scale * torch.rsqrt(variance_X + self.eps)
-        return x_BCX * gain_X + (self.shift - mean_X * gain_X)
+        if not self.training:
+            gain_X = self.scale * torch.rsqrt(self.variance + self.eps)
+            return x_BCX * gain_X + (self.shift - self.mean * gain_X)
+        mean_X, variance_X = self._statistics(x_BCX, mask_BC.unsqueeze(-1))
+        own_X = torch.rsqrt(variance_X + self.eps)
+        with torch.no_grad():  # constants to the gradient: what turns a place normalised by its batch into one normalised by the running statistics
+            running_X = torch.rsqrt(self.variance + self.eps)
+            turn_X, offset_X = running_X / own_X, (mean_X - self.mean) * running_X
+        gain_X = self.scale * own_X * turn_X
+        return x_BCX * gain_X + (self.shift + self.scale * offset_X - mean_X * gain_X)
 
     def _statistics(self, x_BCX: Tensor, mask_BC1: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of this batch; the running ones have taken them in."""
         real = _total(mask_BC1.sum())
         count = real.clamp(min=1)
         mean_X = _total(x_BCX.masked_fill(~mask_BC1, 0).sum((0, 1))) / count
         variance_X = _total((x_BCX - mean_X).masked_fill(~mask_BC1, 0).square().sum((0, 1))) / count
         with torch.no_grad():
             momentum = self.momentum * (real > 0).to(mean_X.dtype)  # a batch without candidates says nothing
+            between_X = (1 - momentum) * (mean_X - self.mean).square()
             self.mean.lerp_(mean_X, momentum)
-            self.variance.lerp_(variance_X * (count / (count - 1).clamp(min=1)), momentum)
+            self.variance.lerp_(variance_X * (count / (count - 1).clamp(min=1)) + between_X, momentum)
         return mean_X, variance_X
 
 
