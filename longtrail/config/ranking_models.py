@@ -82,12 +82,18 @@ class IFASettings(RankerSettings):
     kind: Literal["ifa"] = "ifa"
     listwise: Annotated[float, Field(ge=0)] = 0.05
     layers: Positive = 1
-    heads: Positive = Field(4, description="must divide twice the width")
-    feature_map: Literal["elu1", "relu", "squared_relu", "shares", "efficient", "linrec", "softmax"] = Field(
-        "elu1", description="of linear attention; softmax is exact attention, the oracle to compare with: no user state"
+    heads: Positive = Field(1, description="of linear attention, each with features of its own; must divide twice the width")
+    exact_heads: Positive = Field(
+        4, description="of attention to candidates, to newest events, and of feature_map softmax; must divide twice the width"
     )
-    features: Positive = Field(8, description="features of a head: more see finer differences, and cost as much more")
-    temperature: PositiveFloat = Field(4.0, description="first sharpness of each head's feature map; learned")
+    feature_map: Literal["clusters", "elu1", "relu", "squared_relu", "shares", "efficient", "linrec", "softmax"] = Field(
+        "clusters",
+        description="of linear attention. clusters: memberships that start as clusters of the items' vectors; the others start at random; "
+        "softmax is exact attention, the oracle to compare with: no user state",
+    )
+    features: Positive = Field(32, description="features of a head: more see finer differences, and cost as much more")
+    prior_events: PositiveFloat = Field(1.0, description="clusters: what is read of m alike events counts m / (m + this); learned")
+    temperature: PositiveFloat = Field(6.0, description="first sharpness of each head's feature map; learned")
     half_life_days: PositiveFloat | None = Field(None, description="first half-life of the slowest head's memory; null forgets nothing")
     recent_events: Count = Field(0, description="newest events that exact attention reads beside the sums")
     relation: Literal["softmax", "linear", "none"] = Field("softmax", description="attention among the candidates; linear for sets beyond some 500")
@@ -95,8 +101,9 @@ class IFASettings(RankerSettings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "IFASettings":
-        if 2 * self.width % self.heads:
-            raise ValueError(f"width is {self.width}, heads is {self.heads}; expected heads that divide twice the width")
+        for name in ("heads", "exact_heads"):
+            if 2 * self.width % getattr(self, name):
+                raise ValueError(f"width is {self.width}, {name} is {getattr(self, name)}; expected {name} that divide twice the width")
         if self.half_life_days is not None and self.feature_map in ("linrec", "softmax"):
             raise ValueError(f"half_life_days with feature_map {self.feature_map}; expected a feature map that divides by the sum of its weights")
         return self

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 
-from longtrail.config import DINSettings, RankerSettings, RecJPQItemsSettings, SAMSettings
+from longtrail.config import DINSettings, IFASettings, RankerSettings, RecJPQItemsSettings, SAMSettings
 from longtrail.examples import FeatureSet
 from longtrail.models.items.factory import item_slots
 from longtrail.training.codes import assign_codes
@@ -27,7 +27,7 @@ def start(module: Any, features: FeatureSet, settings: Any, *, seed: int) -> Non
             slot.set_codes(torch.from_numpy(assigned.codes_NM), torch.from_numpy(assigned.levels_Mb))
     if isinstance(settings, RankerSettings) and settings.item_start == "cooccurrence":
         module.embedding.start_items(torch.from_numpy(cooccurrence_vectors(features, settings.width, seed=seed)))
-    if isinstance(settings, DINSettings | SAMSettings):
+    if isinstance(settings, DINSettings | IFASettings | SAMSettings):
         items_n = met_items(features, seed=seed)
         module.start_attention(torch.from_numpy(items_n), torch.from_numpy(features.catalogue.categories[items_n]))
 

@@ -12,7 +12,8 @@ from longtrail.models.masks import padding_mask
 from longtrail.models.rankers.din import DIN, TargetAttention
 from longtrail.models.rankers.sam import SAM
 from tests.contracts.batches import SIZES, draws, make_candidates, make_context, make_history, make_request
-from tests.models.test_sam import CLOSE, SHAPES, Largest, random_inputs
+from tests.contracts.largest import Largest
+from tests.models.test_sam import CLOSE, SHAPES, random_inputs
 
 
 def make_din(**changes: Any) -> DIN:

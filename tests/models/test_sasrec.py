@@ -13,7 +13,7 @@ from longtrail.models.contracts import History, Sizes
 from longtrail.models.encoders.sasrec import SASRec
 from longtrail.models.order import newest
 from tests.contracts.batches import SIZES, make_history
-from tests.models.test_sam import Largest
+from tests.contracts.largest import Largest
 
 
 def make_sasrec(**changes: object) -> SASRec:

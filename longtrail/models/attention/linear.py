@@ -8,7 +8,9 @@ With a feature map φ in the place of exp(q · k), what candidate c reads in one
 
 Published elsewhere (Katharopoulos et al., ICML 2020): this form, and elu1. IFA's authors published no formulas: its place here is a reconstruction.
 Ours: a learned temperature a head, decay w_l = exp(-rate · age), all layers' sums in one pass, and values projected after the sum, which is equal by
-linearity and saves a projection of the history: Σ φ(k) (W s)ᵀ = (Σ φ(k) sᵀ) Wᵀ.
+linearity and saves a projection of the history: Σ φ(k) (W s)ᵀ = (Σ φ(k) sᵀ) Wᵀ. And the map `clusters`: φ(x) = softmax(t (x · c_f / |x| + b_f)) says
+to which of F clusters of directions x belongs, the same for events and candidates at first, and the read is divided by φ(q)ᵀz + p. So the weight of
+an event is 1 where it is surely of the candidate's cluster, and few such events say little: m of them count m / (m + p).
 """
 
 import math
@@ -21,12 +23,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from longtrail.models.attention.alike import cluster_centres
 from longtrail.models.attention.pointwise import at_least_float32
 from longtrail.models.attention.user_state import DAY, UserState
 
 BLOCK = 1 << 13  # behaviours projected at once: what is made of them stays in a core's cache
 _FLOOR = 1e-2  # of the relu maps, ours: a candidate unlike every behaviour reads their mean and not 0 / 0
 _SMALLEST = 1e-6  # of a divisor, for each event
+_LEAST_VARIANCE = 1e-2  # of directions, whose squared length is 1
 _LARGEST = 30.0  # exponent of `efficient`, ours: in place of a running maximum, with which states would no longer just add
 
 
@@ -34,14 +38,16 @@ _LARGEST = 30.0  # exponent of `efficient`, ours: in place of a running maximum,
 class FeatureMap:
     """φ of keys and of queries, both [..., F] → [..., F], and what the read is divided by.
 
-    "sum": φ(q)ᵀz, so that weights are not negative and add up to 1; "feature": each feature of A by its own z, the same; "none": sqrt(F), and
-    weights may be negative and grow with L. `slopes`, for a φ of each number by itself that has one: φ'(x) given φ(x), of keys.
+    "sum": φ(q)ᵀz, so that weights are not negative and add up to 1; "prior": φ(q)ᵀz + p, p learned, so that they add up to less; "feature": each
+    feature of A by its own z; "none": sqrt(F), and weights may be negative and grow with L. `slopes`, for a φ of each number by itself that has one:
+    φ'(x) given φ(x), of keys. `clusters`: φ is given x · c / |x| + b in place of x · c.
     """
 
     keys: Callable[[Tensor], Tensor]
     queries: Callable[[Tensor], Tensor]
     divide: str = "sum"
     slopes: Callable[[Tensor], Tensor] | None = None
+    clusters: bool = False
 
 
 def _elu1(x: Tensor) -> Tensor:
@@ -79,17 +85,29 @@ FEATURE_MAPS = {
     "relu": FeatureMap(keys=_relu, queries=_relu),
     "squared_relu": FeatureMap(keys=_squared_relu, queries=_squared_relu),
     "shares": FeatureMap(keys=_shares, queries=_shares),  # ours: soft membership in F clusters; a query reads the means of its own
+    "clusters": FeatureMap(keys=_shares, queries=_shares, divide="prior", clusters=True),  # ours
     "efficient": FeatureMap(keys=_exponential, queries=_shares, divide="feature"),  # Shen et al., WACV 2021: keys' softmax is over places
     "linrec": FeatureMap(keys=_unit_elu, queries=_unit_elu, divide="none"),  # Liu et al., SIGIR 2023, as in its code
 }
 
 
+def _inner(x_BLD: Tensor, weights_DX: Tensor, bias_X: Tensor | None) -> Tensor:
+    """What φ is given: x W, or with a bias x W / |x| + b."""
+    inner_BLX = x_BLD @ weights_DX
+    return inner_BLX if bias_X is None else inner_BLX * _over_length(x_BLD) + bias_X
+
+
+def _over_length(x_BLD: Tensor) -> Tensor:
+    """1 / |x| [B, L, 1]; of vectors shorter than 1e-3, less."""
+    return torch.rsqrt(x_BLD.square().sum(-1, keepdim=True) + 1e-6)
+
+
 class _Sums(torch.autograd.Function):
     """Σ w φ(s W) sᵀ [B, X, D] and Σ w φ(s W) [B, X] over the real s, X = G · F, in blocks of users whose features stay in a core's cache.
 
-    Padding is masked after φ, which is not zero there: by s = 0 in the first sum, by the mask in the second. Backward adds the two gradients of s
-    up in place. Where φ' follows from φ (`slopes`), features are kept, a share X / D of the inputs' memory; otherwise backward makes them again,
-    block by block: autograd's own way kept every step of φ and moved twice the memory.
+    With a bias, φ(s W / |s| + b) in place of φ(s W). Padding is masked after φ, which is not zero there: by s = 0 in the first sum, by the mask in
+    the second. Backward adds the gradients of s up in place. Where φ' follows from φ (`slopes`), features are kept, a share X / D of the inputs'
+    memory; otherwise backward makes them again, block by block: autograd's own way kept every step of φ and moved twice the memory.
     """
 
     @staticmethod
@@ -97,6 +115,7 @@ class _Sums(torch.autograd.Function):
         ctx: Any,
         keys_BLD: Tensor,
         weights_DX: Tensor,
+        bias_X: Tensor | None,
         mask_BL: Tensor,
         days_BL: Tensor,
         rates_G: Tensor | None,
@@ -107,28 +126,29 @@ class _Sums(torch.autograd.Function):
         norms_BX = keys_BLD.new_empty(sums_BXD.shape[:2])
         kept_BLX = None if slopes is None else keys_BLD.new_empty(*keys_BLD.shape[:2], weights_DX.shape[1])
         for rows in _blocks(keys_BLD):
-            features_BLX = features(keys_BLD[rows] @ weights_DX, days_BL[rows], rates_G)
+            features_BLX = features(_inner(keys_BLD[rows], weights_DX, bias_X), days_BL[rows], rates_G)
             torch.bmm(features_BLX.transpose(1, 2), keys_BLD[rows], out=sums_BXD[rows])
             torch.bmm(mask_BL[rows].unsqueeze(1).to(keys_BLD.dtype), features_BLX, out=norms_BX[rows].unsqueeze(1))
             if kept_BLX is not None:
                 kept_BLX[rows] = features_BLX
-        ctx.save_for_backward(keys_BLD, weights_DX, mask_BL, days_BL, rates_G, kept_BLX)
+        ctx.save_for_backward(keys_BLD, weights_DX, bias_X, mask_BL, days_BL, rates_G, kept_BLX)
         ctx.features, ctx.slopes = features, slopes
         return sums_BXD, norms_BX
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, sums_BXD: Tensor, norms_BX: Tensor) -> Any:
-        keys_BLD, weights_DX, mask_BL, days_BL, rates_G, kept_BLX = ctx.saved_tensors
+        keys_BLD, weights_DX, bias_X, mask_BL, days_BL, rates_G, kept_BLX = ctx.saved_tensors
         keys_grad_BLD, weights_grad_XD = torch.empty_like(keys_BLD), torch.zeros_like(weights_DX.T, memory_format=torch.contiguous_format)
         rates_grad_G = None if rates_G is None else torch.zeros_like(rates_G)
+        bias_grad_X = None if bias_X is None else torch.zeros_like(bias_X)
         for rows in _blocks(keys_BLD):
             grad_BLX = (mask_BL[rows].unsqueeze(-1) * norms_BX[rows].unsqueeze(1)).baddbmm_(keys_BLD[rows], sums_BXD[rows].transpose(1, 2))
             if kept_BLX is not None:
                 features_BLX = kept_BLX[rows]
                 grad_BLX.mul_(ctx.slopes(features_BLX))
             else:
-                inner_BLX = (keys_BLD[rows] @ weights_DX).requires_grad_()
+                inner_BLX = _inner(keys_BLD[rows], weights_DX, bias_X).requires_grad_()
                 rates = None if rates_G is None else rates_G.detach().requires_grad_()
                 with torch.enable_grad():
                     features_BLX = ctx.features(inner_BLX, days_BL[rows], rates)
@@ -136,9 +156,15 @@ class _Sums(torch.autograd.Function):
                 if rates_grad_G is not None:
                     rates_grad_G += rest[0]
             torch.bmm(features_BLX.detach(), sums_BXD[rows], out=keys_grad_BLD[rows])
+            if bias_grad_X is not None:
+                bias_grad_X += grad_BLX.sum((0, 1))
+                over_BL1 = _over_length(keys_BLD[rows])
+                along_BL1 = (grad_BLX * (inner_BLX.detach() - bias_X)).sum(-1, keepdim=True)  # through |s|
+                keys_grad_BLD[rows].addcmul_(keys_BLD[rows], along_BL1 * over_BL1.square(), value=-1)
+                grad_BLX = grad_BLX * over_BL1
             keys_grad_BLD[rows].flatten(0, 1).addmm_(grad_BLX.flatten(0, 1), weights_DX.T)
             weights_grad_XD.addmm_(grad_BLX.flatten(0, 1).T, keys_BLD[rows].flatten(0, 1))
-        return keys_grad_BLD, weights_grad_XD.T, None, None, rates_grad_G, None, None
+        return keys_grad_BLD, weights_grad_XD.T, bias_grad_X, None, None, rates_grad_G, None, None
 
 
 def _blocks(keys_BLD: Tensor) -> list[slice]:
@@ -161,6 +187,7 @@ class LinearAttention(nn.Module):
         feature_map: str = "elu1",
         temperature: float = 1.0,
         half_life_days: float | None = None,
+        prior_events: float = 1.0,
     ) -> None:
         super().__init__()
         G, E = layers * heads, width // heads
@@ -171,10 +198,39 @@ class LinearAttention(nn.Module):
         self.queries = nn.Parameter(torch.randn(layers, width, heads * features) * width**-0.5)
         self.values = nn.Parameter(torch.randn(G, width, E) * width**-0.5)
         self.temperature = nn.Parameter(torch.full((G,), temperature))
+        clusters = self.map.clusters
+        self.key_bias = nn.Parameter(torch.zeros(G * features)) if clusters else None
+        self.query_bias = nn.Parameter(torch.zeros(layers, heads * features)) if clusters else None
+        self.log_priors = nn.Parameter(torch.full((G,), math.log(prior_events))) if clusters else None
         self.log_rates = None
         if half_life_days is not None:  # head h of a layer forgets 4^h times as fast as its head 0
             slowest = math.log(math.log(2) / half_life_days)
             self.log_rates = nn.Parameter(slowest + math.log(4) * torch.arange(heads).repeat(layers))
+
+    @torch.no_grad()
+    def start_values(self) -> None:
+        """Values start as the vectors themselves: together the heads of a layer read a mean of events, in the terms that candidates are in."""
+        D, E = self.keys.shape[0], self.shape["values"]
+        parts_HDE = torch.eye(D).view(D, self.heads, E).transpose(0, 1)
+        self.values.copy_(parts_HDE.repeat(len(self.queries), 1, 1))
+
+    @torch.no_grad()
+    def start_clusters(self, x_nD: Tensor) -> None:
+        """For `clusters`: features start as the clusters of these vectors' directions, the same for events and for candidates.
+
+        Of a vector and a cluster's centre c, φ is given t (x · c / |x| - |c|² / 2) / v, v the variance of the directions about their mean and t the
+        temperature: half the squared distance, at the data's scale. Each head of each layer has clusters of its own.
+        """
+        assert self.key_bias is not None and self.query_bias is not None
+        direction_nD = x_nD * _over_length(x_nD)
+        variance = max(float(direction_nD.var(0, correction=0).sum()), _LEAST_VARIANCE)
+        F = self.shape["features"]
+        for g in range(self.shape["heads"]):
+            centres_FD = cluster_centres(direction_nD, F, seed=g)
+            (layer, head), features = divmod(g, self.heads), slice(g * F, (g + 1) * F)
+            own = slice(head * F, (head + 1) * F)
+            self.keys[:, features] = self.queries[layer][:, own] = centres_FD.T / variance
+            self.key_bias[features] = self.query_bias[layer, own] = -centres_FD.square().sum(1) / (2 * variance)
 
     def rates(self) -> Tensor | None:
         """[G], 1 / day."""
@@ -188,7 +244,7 @@ class LinearAttention(nn.Module):
             times_B, days_BL = _ages(mask_BL, mask_BL.new_zeros(B, L, dtype=torch.int64) if times_BL is None else times_BL, keys_BLD.dtype)
             rates_G = self.rates()
             slopes = self.map.slopes if torch.is_grad_enabled() and rates_G is None else None
-            sums_BXD, norms_BX = _Sums.apply(keys_BLD, self._key_weights(), mask_BL, days_BL, rates_G, self._weighted_features, slopes)
+            sums_BXD, norms_BX = _Sums.apply(keys_BLD, *self._key_weights(), mask_BL, days_BL, rates_G, self._weighted_features, slopes)
             return UserState(
                 sums_BGFE=sums_BXD.view(B, -1, F, D) @ self.values,
                 norms_BGF=norms_BX.view(B, -1, F),
@@ -209,6 +265,8 @@ class LinearAttention(nn.Module):
             if self.map.divide == "sum":
                 smallest_B111 = _SMALLEST * state.events_B.to(norms_BHF1.dtype).clamp(min=1).view(-1, 1, 1, 1)
                 read_BHCE = read_BHCE / torch.maximum(features_BHCF @ norms_BHF1, smallest_B111)
+            elif self.map.divide == "prior":
+                read_BHCE = read_BHCE / (features_BHCF @ norms_BHF1 + self._priors(heads))
             elif self.map.divide == "none":
                 read_BHCE = read_BHCE * self.shape["features"] ** -0.5
             return read_BHCE.masked_fill((state.events_B == 0).view(-1, 1, 1, 1), 0).transpose(1, 2).flatten(2)
@@ -217,7 +275,7 @@ class LinearAttention(nn.Module):
         """[B, C, L], the mean over heads of what each pair counts in `read`; 0 on padding. To explain, not to train: it builds every pair."""
         heads = slice(layer * self.heads, (layer + 1) * self.heads)
         _, days_BL = _ages(mask_BL, times_BL, keys_BLD.dtype)
-        inner_BLX = at_least_float32(keys_BLD) @ self._key_weights()
+        inner_BLX = _inner(at_least_float32(keys_BLD), *self._key_weights())
         features_BLX = self._weighted_features(inner_BLX, days_BL, self.rates()).masked_fill(~mask_BL.unsqueeze(-1), 0)
         keys_BHLF = features_BLX.unflatten(-1, (-1, self.shape["features"])).transpose(1, 2)[:, heads]
         if self.map.divide == "feature":
@@ -225,13 +283,21 @@ class LinearAttention(nn.Module):
         weights_BHCL = self._query_features(query_BCD, layer) @ keys_BHLF.transpose(2, 3)
         if self.map.divide == "sum":
             weights_BHCL = weights_BHCL / weights_BHCL.sum(-1, keepdim=True).clamp(min=_SMALLEST)
+        elif self.map.divide == "prior":
+            weights_BHCL = weights_BHCL / (weights_BHCL.sum(-1, keepdim=True) + self._priors(heads))
         elif self.map.divide == "none":
             weights_BHCL = weights_BHCL * self.shape["features"] ** -0.5
         return weights_BHCL.mean(1)
 
-    def _key_weights(self) -> Tensor:
-        """[D, X]: W_K, each head's part times its temperature."""
-        return self.keys * self.temperature.repeat_interleave(self.shape["features"])
+    def _priors(self, heads: slice) -> Tensor:
+        """[H, 1, 1]."""
+        assert self.log_priors is not None
+        return self.log_priors[heads].exp().view(-1, 1, 1)
+
+    def _key_weights(self) -> tuple[Tensor, Tensor | None]:
+        """[D, X] and [X]: W_K and its bias, each head's part times its temperature."""
+        temperature_X = self.temperature.repeat_interleave(self.shape["features"])
+        return self.keys * temperature_X, None if self.key_bias is None else self.key_bias * temperature_X
 
     def _weighted_features(self, inner_BLX: Tensor, days_BL: Tensor, rates_G: Tensor | None) -> Tensor:
         """w φ(k) [B, L, X]."""
@@ -243,8 +309,10 @@ class LinearAttention(nn.Module):
     def _query_features(self, query_BCD: Tensor, layer: int) -> Tensor:
         """φ(q) [B, H, C, F]."""
         temperature_H = self.temperature[layer * self.heads : (layer + 1) * self.heads]
-        weights_DX = self.queries[layer] * temperature_H.repeat_interleave(self.shape["features"])
-        return self.map.queries((at_least_float32(query_BCD) @ weights_DX).unflatten(-1, (self.heads, -1))).transpose(1, 2)
+        temperature_X = temperature_H.repeat_interleave(self.shape["features"])
+        bias_X = None if self.query_bias is None else self.query_bias[layer] * temperature_X
+        inner_BCX = _inner(at_least_float32(query_BCD), self.queries[layer] * temperature_X, bias_X)
+        return self.map.queries(inner_BCX.unflatten(-1, (self.heads, -1))).transpose(1, 2)
 
 
 def _ages(mask_BL: Tensor, times_BL: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,13 @@ B requests, L history, R newest events, C candidates, D width, H heads, G heads 
 The abstract's: all candidates go in at once; linear attention reads the whole history, so no behaviour is dropped; relations among the candidates
 are modelled; the loss is consistent between training and serving. Nothing else is published: every formula here is a reconstruction.
 
-    O = read(LN q, Σ over the history)      X = q + W_O O, X = X + FFN(LN X)      Y = X + Attention(LN X among candidates)
-    logit = head([q ; X ; Y ; statistics])
+    O = read(q, Σ over the history)      X = q + W_O O, X = X + FFN(LN X)      Y = X + Attention(LN X among candidates)
+    logit = head([q ; q * O ; X ; Y ; statistics])
 
 Events are never changed by candidates, so the sums of all layers are one user state (attention/user_state.py) that serving may cache.
-Ours besides: an exact branch over the newest events, and the embedding and the head of the other rankers. Events are not normalised before W_K (the
-reconstruction's LN): a learned temperature did as well, and LN cost a fifth of a training step.
+Ours besides: an exact branch over the newest events, and the embedding and the head of the other rankers; values start as the vectors themselves,
+so that O is in the terms of q. With feature_map clusters, the default, q and events get their features alike, from their directions; the other maps
+read LN q. Events are not normalised before W_K (the reconstruction's LN): a learned temperature did as well, and LN cost a fifth of a training step.
 The head's BatchNorm takes its statistics over all real candidates of a training batch, never over one request's set, and stored ones in eval mode.
 """
 
@@ -32,6 +33,7 @@ from longtrail.models.masks import padding_mask
 from longtrail.models.order import newest
 
 EVENTS = 1 << 16  # of a history, embedded at once where a state is made
+_READING = ("queries", "query_bias", "log_priors")  # weights of linear attention that states are not made of
 _FIELDS = ("items_BL", "categories_BL", "actions_BL", "times_BL")
 
 
@@ -59,16 +61,25 @@ class Layer(nn.Module):
 
     def __init__(self, settings: IFASettings, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        alone = settings.feature_map == "clusters" and not settings.recent_events  # nobody asks for LN x
+        self.norm = None if alone else nn.LayerNorm(width)
         self.output = nn.Linear(width, width)
-        self.whole = CrossAttention(width, settings.heads) if settings.feature_map == "softmax" else None
-        self.recent = CrossAttention(width, settings.heads) if settings.recent_events else None
+        self.whole = CrossAttention(width, settings.exact_heads) if settings.feature_map == "softmax" else None
+        self.recent = CrossAttention(width, settings.exact_heads) if settings.recent_events else None
         self.recent_output = nn.Linear(width, width, bias=False) if settings.recent_events else None
         inner = (nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(settings.dropout), nn.Linear(4 * width, width))
         self.feed = nn.Sequential(*inner)
+        with torch.no_grad():
+            self.output.weight.copy_(torch.eye(width))
+            if self.whole is not None:
+                self.whole.keys_values.weight[width:] = torch.eye(width)
+
+    def normal(self, x_BCD: Tensor) -> Tensor:
+        """LN x; x itself where nobody asks for it."""
+        return x_BCD if self.norm is None else self.norm(x_BCD)
 
     def forward(self, x_BCD: Tensor, normal_BCD: Tensor, read_BCD: Tensor, recent: tuple[Tensor, Tensor] | None) -> Tensor:
-        """`normal` is norm(x), `read` what it read of the whole history; the exact branch reads the keys and mask of `recent`."""
+        """`read` is what x read of the whole history; the exact branch reads the keys and mask of `recent`."""
         x_BCD = x_BCD + self.output(read_BCD)
         if recent is not None and self.recent is not None and self.recent_output is not None:
             x_BCD = x_BCD + self.recent_output(self.recent(normal_BCD, *recent))
@@ -93,10 +104,17 @@ class IFA(nn.Module):
                 feature_map=settings.feature_map,
                 temperature=settings.temperature,
                 half_life_days=settings.half_life_days,
+                prior_events=settings.prior_events,
             )
+            self.attention.start_values()
         self.layers = nn.ModuleList(Layer(settings, width) for _ in range(settings.layers))
-        self.relation = Relation(width, settings.heads, settings.relation) if settings.relation != "none" else None
-        self.head = Head(3 * width, settings.hidden, settings.dropout)
+        self.relation = Relation(width, settings.exact_heads, settings.relation) if settings.relation != "none" else None
+        self.head = Head(4 * width + self.embedding.recent_width, settings.hidden, settings.dropout)
+
+    def start_attention(self, items_n: Tensor, categories_n: Tensor) -> None:
+        """feature_map: clusters, once item vectors have their start. Items int64 [n], as often as people meet them, and their categories."""
+        if self.attention is not None and self.attention.map.clusters:
+            self.attention.start_clusters(self.embedding.things(items_n, categories_n, items_n > 0))
 
     def forward(self, history: History, candidates: Candidates, context: Context, *, state: UserState | None = None, relation: bool = True) -> Tensor:
         """Logits [B, C].
@@ -106,23 +124,30 @@ class IFA(nn.Module):
         """
         mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])
         query_BCD = self.embedding.queries(candidates)
-        x_BCD = self.read(history, query_BCD, state)
+        read_BCD, x_BCD = self.read(history, query_BCD, state)
         y_BCD = x_BCD
         if self.relation is not None and relation:
             y_BCD = x_BCD + self._kept(self.relation(x_BCD, mask_BC))
-        return self.head([query_BCD, x_BCD, y_BCD], candidates.statistics_BCF, context.statistics_BG, mask_BC)
+        parts = [query_BCD, query_BCD * read_BCD, x_BCD, y_BCD, self.embedding.recent(history, mask_BC.shape[1])]
+        return self.head(parts, candidates.statistics_BCF, context.statistics_BG, mask_BC)
 
-    def read(self, history: History, query_BCD: Tensor, state: UserState | None = None) -> Tensor:
-        """X [B, C, D]: each candidate after it has read the history."""
+    def read(self, history: History, query_BCD: Tensor, state: UserState | None = None) -> tuple[Tensor, Tensor]:
+        """O of the first layer and X, [B, C, D] each: what each candidate reads of the history, and what becomes of it."""
         sums = self.state(history) if state is None and self.attention is not None else state
         whole = self._keys(history) if self.attention is None else None
         recent = self._keys(newest(history, self.settings.recent_events)) if self.settings.recent_events else None
-        x_BCD = query_BCD
+        x_BCD, reads = query_BCD, []
         for i, layer in enumerate(self.layers):
-            normal_BCD = layer.norm(x_BCD)  # type: ignore[operator]
-            read_BCD = layer.whole(normal_BCD, *whole) if whole is not None else self.attention.read(normal_BCD, sums, i)  # type: ignore[operator,union-attr,arg-type]
-            x_BCD = layer(x_BCD, normal_BCD, read_BCD, recent)
-        return x_BCD
+            assert isinstance(layer, Layer)
+            normal_BCD = layer.normal(x_BCD)
+            if whole is not None:
+                assert layer.whole is not None
+                reads.append(layer.whole(normal_BCD, *whole))
+            else:
+                assert self.attention is not None and sums is not None
+                reads.append(self.attention.read(self._asked(x_BCD, normal_BCD), sums, i))
+            x_BCD = layer(x_BCD, normal_BCD, reads[-1], recent)
+        return reads[0], x_BCD
 
     def state(self, history: History) -> UserState:
         """What linear attention keeps of each history, of any length: block by block of EVENTS events. Raises StateError for feature_map softmax."""
@@ -147,7 +172,7 @@ class IFA(nn.Module):
         """16 hex digits of all weights that states are made of: states of another version mean nothing to this model. Hashes every item vector."""
         weights = {f"embedding.{name}": tensor for name, tensor in self.embedding.state_dict().items()}
         if self.attention is not None:
-            weights |= {f"attention.{name}": tensor for name, tensor in self.attention.state_dict().items() if name != "queries"}
+            weights |= {f"attention.{name}": tensor for name, tensor in self.attention.state_dict().items() if name not in _READING}
         digest = hashlib.sha256(repr((self.settings.feature_map, self.settings.heads, self.settings.layers)).encode())
         for name, tensor in sorted(weights.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -173,10 +198,16 @@ class IFA(nn.Module):
         keys_BLD, mask_BL = self._keys(history)
         layer = self.layers[0]
         assert isinstance(layer, Layer)
+        normal_BCD = layer.normal(query_BCD)
         if self.attention is not None:
-            return self.attention.weights(layer.norm(query_BCD), keys_BLD, mask_BL, history.times_BL)
+            return self.attention.weights(self._asked(query_BCD, normal_BCD), keys_BLD, mask_BL, history.times_BL)
         assert layer.whole is not None
-        return layer.whole.weights(layer.norm(query_BCD), keys_BLD, mask_BL)
+        return layer.whole.weights(normal_BCD, keys_BLD, mask_BL)
+
+    def _asked(self, x_BCD: Tensor, normal_BCD: Tensor) -> Tensor:
+        """What linear attention is asked with: clusters take x as events are taken."""
+        assert self.attention is not None
+        return x_BCD if self.attention.map.clusters else normal_BCD
 
     def _keys(self, history: History) -> tuple[Tensor, Tensor]:
         mask_BL = padding_mask(history.lengths_B, history.items_BL.shape[1])

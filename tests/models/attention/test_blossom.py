@@ -16,8 +16,8 @@ from longtrail.models.attention.blossom import BlossomAttention
 from longtrail.models.attention.factory import knows_order, make_attention
 from longtrail.models.attention.selection import best_blocks
 from longtrail.models.attention.short_term import distances
+from tests.contracts.largest import Largest
 from tests.models.attention.blossom_oracle import blossom, turned
-from tests.models.test_sam import Largest
 
 SELECTORS = ("frozen", "straight_through", "compressed")
 SMALL: dict[str, Any] = {"window": 2, "block": 4, "compression": 6, "stride": 4, "selected": 2}

@@ -9,7 +9,7 @@ from torch import Tensor
 from longtrail.config import FullAttentionSettings
 from longtrail.models.attention.factory import knows_order, make_attention
 from longtrail.models.attention.full import FullAttention
-from tests.models.test_sam import Largest
+from tests.contracts.largest import Largest
 
 
 def slow_attention(layer: FullAttention, x_LD: Tensor, length: int) -> Tensor:

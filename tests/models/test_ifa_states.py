@@ -1,0 +1,162 @@
+"""IFA's user states: in pieces, added to and taken from, stored and restored, and free of candidates."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from longtrail.errors import StateError
+from longtrail.models.attention.user_state import DAY, UserState
+from longtrail.models.contracts import History
+from longtrail.models.masks import padding_mask
+from longtrail.models.order import newest
+from longtrail.models.rankers.ifa import between
+from tests.contracts.batches import draws, make_candidates, make_context, make_history, make_request, with_garbage, with_padding
+from tests.models.attention.test_linear import LENGTHS
+from tests.models.test_ifa import make_ifa
+
+
+def assert_equal_states(left: UserState, right: UserState, tolerance: float = 1e-12) -> None:
+    assert torch.equal(left.events_B, right.events_B)
+    assert torch.equal(left.times_B, right.times_B)
+    for one, other in ((left.sums_BGFE, right.sums_BGFE), (left.norms_BGF, right.norms_BGF)):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+STATES: list[dict[str, Any]] = [{}, {"feature_map": "elu1"}, {"half_life_days": 0.003}, {"feature_map": "efficient"}, {"feature_map": "linrec"}]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", STATES, ids=str)
+def test_states_in_pieces_equal_the_whole(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event by event, in two shards merged either way, in blocks; padding and its content mean nothing; the order of events neither."""
+    model, history = make_ifa(**changes), make_history(4, LENGTHS)
+    whole, L = model.state(history), max(LENGTHS)
+    streamed = model.state(between(history, 0, 1))
+    for place in range(1, L):
+        streamed = model.update(streamed, between(history, place, place + 1))
+    assert_equal_states(streamed, whole)
+    left, right = model.state(between(history, 0, 4)), model.state(between(history, 4, L))
+    assert_equal_states(left.merge(right), whole)
+    assert_equal_states(right.merge(left), whole)
+    mask_BL = padding_mask(history.lengths_B, L)
+    garbage = model.state(with_garbage(history, mask_BL))
+    assert torch.equal(garbage.sums_BGFE, whole.sums_BGFE) and torch.equal(garbage.norms_BGF, whole.norms_BGF)
+    assert_equal_states(model.state(with_padding(history, 9)), whole)
+    order_BL = (torch.rand(mask_BL.shape, generator=draws(1)) - 2.0 * mask_BL).argsort(1)
+    names = ("items_BL", "categories_BL", "actions_BL", "times_BL")
+    assert_equal_states(model.state(replace(history, **{n: getattr(history, n).gather(1, order_BL) for n in names})), whole)
+    monkeypatch.setattr("longtrail.models.rankers.ifa.EVENTS", 5)
+    assert_equal_states(model.state(history), whole)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", STATES, ids=str)
+def test_an_event_added_and_removed_leaves_the_start(changes: dict[str, Any]) -> None:
+    model, history = make_ifa(**changes), make_history(4, LENGTHS)
+    candidates, context = make_candidates(4, (3, 1, 4, 2, 5)), make_context(4, len(LENGTHS))
+    event = between(make_history(6, (1,) * len(LENGTHS)), 0, 1)
+    start = model.state(history)
+    back = model.remove(model.update(start, event), event)
+    assert torch.equal(back.events_B, start.events_B)
+    assert_equal_states(back, start.at(back.times_B))
+    read = [model(history, candidates, context, state=state) for state in (start.at(back.times_B), back)]
+    torch.testing.assert_close(read[1], read[0], rtol=0, atol=1e-9)  # the emptied one too, where only rounding is left of the sums
+
+
+@torch.no_grad()
+def test_ten_thousand_events_in_shards() -> None:
+    """Ten thousand events of one user: one at a time into eight shards that are then merged, in float64 and in float32."""
+    n, shards = 10_000, 8
+    model = make_ifa(layers=1, half_life_days=1.0, feature_map="shares")
+    history = make_history(9, (n,))
+    history = replace(history, times_BL=torch.randint(1, 30 * DAY, (1, n), generator=draws(3)))
+    whole = model.state(history)
+    each = model.state(History(**{name: getattr(history, name).T for name in linear_fields()}, lengths_B=torch.ones(n, dtype=torch.int64)))
+    parts = [UserState(**rows_of(each, slice(i, i + shards))) for i in range(0, n, shards)]  # event i + s goes to shard s
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.merge(part)
+    merged = UserState(**rows_of(total, slice(0, 1)))
+    for shard in range(1, shards):
+        merged = merged.merge(UserState(**rows_of(total, slice(shard, shard + 1))))
+    assert merged.events_B.item() == n
+    assert_equal_states(merged, whole, 1e-10)
+    single = model.float().state(history)
+    assert single.sums_BGFE.dtype == torch.float32
+    torch.testing.assert_close(single.sums_BGFE.double(), whole.sums_BGFE, rtol=1e-4, atol=1e-3)
+
+
+def linear_fields() -> tuple[str, ...]:
+    return ("items_BL", "categories_BL", "actions_BL", "times_BL")
+
+
+def rows_of(state: UserState, rows: slice) -> dict[str, Any]:
+    tensors = {name: getattr(state, name)[rows] for name in ("sums_BGFE", "norms_BGF", "events_B", "times_B")}
+    return tensors | {"rates_G": state.rates_G}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("half_life_days", [None, 0.003])
+def test_scoring_from_a_stored_state(half_life_days: float | None) -> None:
+    """Out through the flat float32 row and back, with the newest events alone for the exact branch."""
+    model = make_ifa(recent_events=3, half_life_days=half_life_days, relation="softmax").float()
+    history, candidates, context = make_request()
+    history = replace(history, times_BL=history.times_BL + (1 << 50))  # 2005: beyond what float32 counts in µs
+    state, version = model.state(history), model.version()
+    flat_BS = state.flat()
+    assert flat_BS.dtype == torch.float32
+    assert flat_BS.shape == (5, 5 + 4 * 3 * (4 + 1))  # G = 4 heads of F = 3 features and E = 4 values
+    restored = model.restore(flat_BS, version, expected=version)
+    assert torch.equal(restored.times_B, state.times_B) and torch.equal(restored.events_B, state.events_B)
+    stored = model(newest(history, 3), candidates, context, state=restored)
+    mask_BC = padding_mask(candidates.lengths_B, 6)
+    torch.testing.assert_close(stored[mask_BC], model(history, candidates, context)[mask_BC], rtol=0, atol=1e-6)
+
+
+READING = ("attention.queries", "attention.query_bias", "attention.log_priors")
+
+
+def test_states_of_other_weights_are_refused() -> None:
+    model = make_ifa()
+    flat_BS, version = model.state(make_history()).flat(), model.version()
+    assert make_ifa().version() == version
+    for name, parameter in model.named_parameters():
+        if name.split(".")[0] in ("embedding", "attention") and name not in READING:
+            with torch.no_grad():
+                parameter.add_(1e-3)
+            assert model.version() != version, name
+            with torch.no_grad():
+                parameter.sub_(1e-3)
+            model.load_state_dict(make_ifa().state_dict())
+    with pytest.raises(StateError, match="made by weights 0123; expected"):
+        model.restore(flat_BS, "0123", expected=version)
+    with pytest.raises(StateError, match=r"shape \(5, 64\); expected \[users, 65\]"):
+        model.restore(flat_BS[:, 1:], version, expected=version)
+    flat_BS[2, 9] = torch.nan
+    with pytest.raises(StateError, match="row 2"):
+        model.restore(flat_BS, version, expected=version)
+    with pytest.raises(StateError, match="softmax"):
+        make_ifa(feature_map="softmax").state(make_history())
+
+
+def test_states_hold_no_candidate() -> None:
+    """The gradient of a state with respect to the candidates' own vectors is none at all; histories share the tables, so they are left unread."""
+    model, (history, candidates, _) = make_ifa(), make_request()
+    query_BCD = model.embedding.queries(candidates).detach().requires_grad_()
+    state = model.state(history)
+    model.read(history, query_BCD, state)[1].sum().backward(retain_graph=True)
+    gradients = torch.autograd.grad(state.sums_BGFE.sum() + state.norms_BGF.sum(), [query_BCD], allow_unused=True)
+    assert query_BCD.grad is not None and query_BCD.grad.abs().sum() > 0
+    assert gradients == (None,)
+
+
+def test_states_stay_in_float32_under_autocast() -> None:
+    model, history = make_ifa().float(), make_history(2, (400, 300))
+    exact = model.state(history)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        state = model.state(history)
+        assert model(history, make_candidates(2, (4, 4)), make_context(2, 2)).isfinite().all()
+    assert state.sums_BGFE.dtype == state.norms_BGF.dtype == torch.float32
+    torch.testing.assert_close(state.sums_BGFE, exact.sums_BGFE, rtol=0.01, atol=0.01)
