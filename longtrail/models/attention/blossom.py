@@ -16,6 +16,9 @@ they were drawn ("frozen"). "straight_through" is the switch that it leaves off:
 Ours too: gates start at ½ (the release's effective start), a bias in W_o (its block has a second linear layer there), and the bidirectional form,
 of which no code was released: every real block but the own one can be chosen, the own block is fully visible, distances count to both sides, padding
 is masked everywhere. Histories are filled up with padding to whole blocks, so short ones need no special case.
+
+On a CPU in float32, where the selector needs no gradient and 16 divides d, both paths are blossom_layer.py's: the same numbers, compiled. What is
+written here is for all else, and what the tests hold that to.
 """
 
 import torch
@@ -29,6 +32,8 @@ from longtrail.models.attention.rope import rotate
 from longtrail.models.attention.selection import best_blocks
 from longtrail.models.attention.short_term import distances, shifted_attention
 from longtrail.models.masks import padding_mask
+
+COMPILED_WIDTH = 16  # what compiled_blossom.py takes d in
 
 
 class BlockKeys(nn.Module):
@@ -78,6 +83,24 @@ class BlossomAttention(nn.Module):
 
     def forward(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
         """[B, L, D]."""
+        mixed = self._mixed_compiled if self._can_be_compiled(x_BLD) else self._mixed
+        return self.output(mixed(x_BLD, lengths_B))
+
+    def _can_be_compiled(self, x_BLD: Tensor) -> bool:
+        """Whether compiled_blossom.py can make this: float32 on a CPU, of sizes that fit, and no gradient for a selector."""
+        frozen = self.settings.selector == "frozen" or (self.settings.selector == "straight_through" and not torch.is_grad_enabled())
+        fits = x_BLD.device.type == "cpu" and self.d % COMPILED_WIDTH == 0 and not torch.is_autocast_enabled("cpu")
+        return frozen and fits and all(x.dtype == torch.float32 for x in (x_BLD, self.inputs.weight, self.gate.weight, self.block_keys.places))
+
+    def _mixed_compiled(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
+        from longtrail.models.attention.blossom_layer import Layer, mixed  # numba takes half a second, and the general form does without
+
+        keys = self.block_keys
+        layer = Layer(self.settings, self.heads, causal=self.causal, places=keys.places, network=keys.network)
+        return mixed(x_BLD, self.inputs.weight, self.gate(x_BLD).sigmoid(), lengths_B, layer)
+
+    def _mixed(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
+        """[B, L, D]: the paths, each times its gate, by torch alone."""
         B, L, D = x_BLD.shape
         missing = -L % self.settings.block
         filled_BLD = functional.pad(x_BLD, (0, 0, 0, missing)) if missing else x_BLD
@@ -91,7 +114,7 @@ class BlossomAttention(nn.Module):
             for path, gate in zip(others, other_gates, strict=True):
                 mixed_NLMd = mixed_NLMd.addcmul(path, gate)
         mixed_BLD = mixed_NLMd.unflatten(0, (B, -1)).transpose(1, 2).reshape(B, -1, D)
-        return self.output(mixed_BLD[:, :L])
+        return mixed_BLD[:, :L]
 
     def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, G, L, M, d], k and v [B, G, L, d], in float32 at least; q and k rotated."""

@@ -92,7 +92,7 @@ class _Attend(torch.autograd.Function):
             counts = counts_B[first:stop].numpy()
             forward(keys, counts, first, weights, bias, last, start, D, L, kind == 2, kind > 0, scores, reads)
 
-        _in_threads(rows, B)
+        in_threads(rows, B)
         if not kind:
             scores_BCL = normalised(scores_BCL, mask_BL, layer.kind, layer.scale)
             reads_BCD = scores_BCL @ keys_BLD
@@ -120,7 +120,7 @@ class _Attend(torch.autograd.Function):
         def rows(first: int, stop: int) -> None:
             backward(keys, counts_B[first:stop].numpy(), first, weights, bias, last, D, L, *given, kind, fresh, *found)
 
-        _in_threads(rows, B)
+        in_threads(rows, B)
         last_bias_grad = sums_BC.sum() * scale if ctx.has_bias else None
         last_grad_H = last_grad_BCH.sum((0, 1)) * scale
         return keys_BLD.new_zeros(()), None, weights_grad_BCHD, bias_grad_BCH, last_grad_H, last_bias_grad, None, None, None
@@ -131,7 +131,7 @@ def _flat(*tensors: Tensor) -> list[Any]:
     return [x.view(-1).numpy() for x in tensors]
 
 
-def _in_threads(work: Callable[[int, int], None], count: int) -> None:
+def in_threads(work: Callable[[int, int], None], count: int) -> None:
     """`work(first, stop)` for all of `count` in as many parts as torch may use threads. Their results must not depend on the parts."""
     threads = max(1, min(torch.get_num_threads(), count))
     parts = list(pairwise(count * i // threads for i in range(threads + 1)))

@@ -89,17 +89,43 @@ class Emit:
         return total
 
     def sigmoid(self, x: Any) -> Any:
-        builder, constant, multiply_add = self.builder, self.constant, self.multiply_add
         for comparison, bound in (("<", _MOST), (">", -_MOST)):  # unordered: what is not a number stays so
-            x = builder.select(builder.fcmp_unordered(comparison, x, constant(bound)), x, constant(bound))
-        rounded = multiply_add(x, constant(-np.log2(np.e)), constant(_ROUND))
-        rest = multiply_add(x, constant(-np.log2(np.e)), builder.fsub(constant(_ROUND), rounded))
+            x = self.builder.select(self.builder.fcmp_unordered(comparison, x, self.constant(bound)), x, self.constant(bound))
+        return self.builder.fdiv(self.constant(1), self.builder.fadd(self._power(x, -1), self.constant(1)))
+
+    def exponential(self, x: Any) -> Any:
+        """e^x for x <= 0; 0 below -80."""
+        seen = self.builder.fcmp_unordered(">", x, self.constant(-_MOST))
+        return self.builder.select(seen, self._power(self.builder.select(seen, x, self.constant(0)), 1), self.constant(0))
+
+    def _power(self, x: Any, sign: int) -> Any:
+        """e^(sign · x) for |x| <= 80."""
+        builder, constant, multiply_add, factor = self.builder, self.constant, self.multiply_add, sign * np.log2(np.e)
+        rounded = multiply_add(x, constant(factor), constant(_ROUND))
+        rest = multiply_add(x, constant(factor), builder.fsub(constant(_ROUND), rounded))
         power = constant(_POWERS[-1])
         for coefficient in reversed(_POWERS[:-1]):
             power = multiply_add(power, rest, constant(coefficient))
         exponent = builder.shl(builder.bitcast(rounded, WHOLE), ir.Constant(WHOLE, [I32(23)] * LANES))
-        power = builder.bitcast(builder.add(builder.bitcast(power, WHOLE), exponent), VECTOR)
-        return builder.fdiv(constant(1), builder.fadd(power, constant(1)))
+        return builder.bitcast(builder.add(builder.bitcast(power, WHOLE), exponent), VECTOR)
+
+    def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
+        """Lanes of `a`, and of `b` counted from LANES on."""
+        return self.builder.shuffle_vector(a, b, ir.Constant(WHOLE, [I32(lane) for lane in lanes]))
+
+    def across(self, vector: Any, operation: Callable[[Any, Any], Any]) -> Any:
+        """The operation over all lanes, in all lanes."""
+        for bit in (1 << n for n in range(LANES.bit_length() - 1)):
+            vector = operation(vector, self.shuffle(vector, vector, [lane ^ bit for lane in range(LANES)]))
+        return vector
+
+    def lane_sums(self, rows: list[Any]) -> Any:
+        """The sum of the lanes of LANES vectors, one a lane: pairs of vectors are added half by half, a bit of row and lane at a time."""
+        for bit in (1 << n for n in range(LANES.bit_length() - 1)):
+            kept = [LANES + c if c & bit else c for c in range(LANES)]
+            moved = [LANES + (c ^ bit) if c & bit else c ^ bit for c in range(LANES)]
+            rows = [self.builder.fadd(self.shuffle(a, b, kept), self.shuffle(a, b, moved)) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+        return rows[0]
 
     def hidden(self, keys: Any, weights: Any, bias: Any, first: Any, width: Any, following: Any = None) -> list[list[Any]]:
         """Pre-activations [GROUP][VECTORS] of units `first` on, of a turned tile of keys; meanwhile the tile at `following` is asked for."""
