@@ -31,6 +31,7 @@ from longtrail.errors import LongtrailError, StateError
 from longtrail.examples import history_tensors
 from longtrail.history import HistoryArrays
 from longtrail.models.attention.user_state import UserState
+from longtrail.models.embedding import RECENT_EVENTS
 from longtrail.models.rankers.ifa import IFA
 from longtrail.models.store import LoadedModel
 from serving.guard import Guarded
@@ -39,7 +40,7 @@ from serving.packed_states import PackedStates
 Ints = NDArray[np.int64]
 Note = Callable[[str], None]
 
-RECENT = 16  # newest events that a request reads at least: what a state may lack without another look-up
+RECENT = RECENT_EVENTS  # newest events that a request reads at least: for the head, and what a state may lack without another look-up
 _CELLS = 1 << 16  # events of one step of the rebuild, padding counted
 _HEALED = 64  # users whose states one batch of events makes anew; the others wait until they are read
 _TRIES = 3  # of an update that other writers overtook

@@ -3,6 +3,9 @@
 Query and behaviours share the item and category tables, concatenated (as in the code of MIMN, which SAM's authors name). The action (rated_4,
 click, …) is known of behaviours only: its vector is added to the behaviour's, and a candidate takes the zero row "unknown". That is our choice,
 so that liked and disliked can be told apart; with the action table at zero the rankers are the papers'.
+
+Ours too: what somebody does at the moment, `recent`, which every ranker's head is given. A history that is read as a whole says what somebody likes;
+how they judge just now (a run of good films, a shop visited with intent) is in the newest actions, whatever the items, and a longer history blurs it.
 """
 
 import torch
@@ -15,7 +18,10 @@ from longtrail.models.items.dense import DenseItems, known
 from longtrail.models.items.factory import make_items
 from longtrail.models.lookup import look_up, look_up_and_add, look_up_both
 from longtrail.models.masks import padding_mask
+from longtrail.models.order import newest
 
+RECENT_EVENTS = 100  # that `recent` looks at: 4 % of the slowest decay's weight is older
+DECAYS = (3.0, 10.0, 30.0)  # events after which an action counts 1/e as much
 DENSE = DenseItemsSettings()
 
 
@@ -24,7 +30,7 @@ class BehaviourEmbedding(nn.Module):
 
     def __init__(self, sizes: Sizes, width: int, *, items: ItemsSettings = DENSE, std: float = 0.1) -> None:
         super().__init__()
-        self.width = 2 * width
+        self.width, self.recent_width = 2 * width, len(DECAYS) * 2 * width
         self.items = make_items(items, sizes.items, width, std=std)
         self.categories = DenseItems(sizes.categories, width, std=std)
         self.actions = nn.Parameter(torch.randn(sizes.actions + 1, 2 * width) * std)
@@ -62,6 +68,20 @@ class BehaviourEmbedding(nn.Module):
         """[B, C, D]: item ‖ category."""
         mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])
         return self.things(candidates.items_BC, candidates.categories_BC, mask_BC)
+
+    def recent(self, history: History, candidates: int) -> Tensor:
+        """[B, C, recent_width]: for each decay τ, Σ_r w_r e_r / (1 + Σ_r w_r), the mean vector of the actions e_r of r events ago, w_r = exp(-r / τ).
+
+        The same for every candidate; zeros for an empty history. The 1 is an action that is not known: one event does not say what somebody does.
+        """
+        history = newest(history, RECENT_EVENTS)
+        rank_BL = history.lengths_B.unsqueeze(1) - 1 - torch.arange(history.items_BL.shape[1], device=history.lengths_B.device)
+        decays_K11 = rank_BL.new_tensor(DECAYS, dtype=self.actions.dtype).view(-1, 1, 1)
+        weights_BKL = (torch.exp(-rank_BL.clamp(min=0) / decays_K11) * (rank_BL >= 0)).transpose(0, 1)
+        actions_BL = known(history.actions_BL.masked_fill(rank_BL < 0, 0), len(self.actions) - 1)
+        done_BLA = functional.one_hot(actions_BL, len(self.actions))[..., 1:].to(weights_BKL.dtype)
+        shares_BKA = weights_BKL @ done_BLA / (1 + weights_BKL.sum(2, keepdim=True))
+        return (shares_BKA @ self.actions[1:]).flatten(1).unsqueeze(1).expand(-1, candidates, -1)
 
     def things(self, items: Tensor, categories: Tensor, mask: Tensor) -> Tensor:
         """[..., D]: item ‖ category."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from longtrail.models.embedding import BehaviourEmbedding
+from longtrail.models.embedding import DECAYS, RECENT_EVENTS, BehaviourEmbedding
 from longtrail.models.head import Head, MaskedBatchNorm
 from longtrail.models.items.dense import DenseItems
 from longtrail.models.masks import padding_mask
@@ -140,3 +140,23 @@ def test_keys_by_pairs_of_category_and_action_are_those_of_two_tables() -> None:
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
         assert not one[0].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("longest", [9, 2 * RECENT_EVENTS])
+def test_recent_actions_are_decayed_means_of_the_newest(longest: int) -> None:
+    """Against a loop over events; nothing of an empty history, of unknown actions, of padding, and of what is older than the newest 100."""
+    embedding, lengths = BehaviourEmbedding(SIZES, 3).double(), (0, 1, 4, longest)
+    history = make_history(3, lengths, places=longest + 2)
+    history.actions_BL[2, 1] = SIZES.actions + 1  # met after training
+    found_BCX = embedding.recent(history, 2)
+    for b, n in enumerate(lengths):
+        expected = []
+        for decay in DECAYS:
+            total, weights = torch.zeros(6, dtype=torch.float64), 1.0
+            for r, action in enumerate(history.actions_BL[b, :n].flip(0)[:RECENT_EVENTS].tolist()):
+                weights += math.exp(-r / decay)
+                total += math.exp(-r / decay) * embedding.actions[action] if action <= SIZES.actions else 0
+            expected.append(total / weights)
+        torch.testing.assert_close(found_BCX[b], torch.cat(expected).expand(2, -1), rtol=0, atol=1e-12)
+    assert torch.equal(embedding.recent(with_garbage(history, padding_mask(history.lengths_B, longest + 2)), 2), found_BCX)

@@ -58,7 +58,7 @@ class DIEN(nn.Module):
         self.interest = nn.GRU(width, width, batch_first=True)
         self.attention = TargetAttention(width, settings.attention_hidden, "softmax")
         self.evolution = AttentionalGRU(width)
-        self.head = Head(4 * width, settings.hidden, settings.dropout)
+        self.head = Head(4 * width + self.embedding.recent_width, settings.hidden, settings.dropout)
 
     def forward(self, history: History, candidates: Candidates, context: Context) -> Tensor:
         """Logits [B, C]."""
@@ -69,4 +69,5 @@ class DIEN(nn.Module):
         weights_BCL, _ = self.attention(states_BLD, mask_BL, query_BCD)
         evolved_BCD = self.evolution(states_BLD, weights_BCL)
         sum_BCD = keys_BLD.sum(1, keepdim=True).expand_as(query_BCD)
-        return self.head([query_BCD, evolved_BCD, sum_BCD, query_BCD * sum_BCD], candidates.statistics_BCF, context.statistics_BG, mask_BC)
+        parts = [query_BCD, evolved_BCD, sum_BCD, query_BCD * sum_BCD, self.embedding.recent(history, mask_BC.shape[1])]
+        return self.head(parts, candidates.statistics_BCF, context.statistics_BG, mask_BC)

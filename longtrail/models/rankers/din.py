@@ -71,7 +71,7 @@ class DIN(nn.Module):
         self.embedding = BehaviourEmbedding(sizes, settings.width, items=settings.items)
         width = self.embedding.width
         self.attention = TargetAttention(width, settings.attention_hidden, settings.attention_weights)
-        self.head = Head(3 * width, settings.hidden, settings.dropout)
+        self.head = Head(3 * width + self.embedding.recent_width, settings.hidden, settings.dropout)
 
     def start_attention(self, items_n: Tensor, categories_n: Tensor) -> None:
         """attention_init: similarity, once item vectors have their start. Items int64 [n], as often as people meet them, and their categories."""
@@ -86,7 +86,8 @@ class DIN(nn.Module):
         keys_BLD = self.embedding.keys(history, mask_BL)
         query_BCD = self.embedding.queries(candidates)
         _, read_BCD = self.attention(keys_BLD, mask_BL, query_BCD)
-        return self.head([query_BCD, read_BCD, query_BCD * read_BCD], candidates.statistics_BCF, context.statistics_BG, mask_BC)
+        parts = [query_BCD, read_BCD, query_BCD * read_BCD, self.embedding.recent(history, mask_BC.shape[1])]
+        return self.head(parts, candidates.statistics_BCF, context.statistics_BG, mask_BC)
 
     def attention_weights(self, history: History, candidates: Candidates, context: Context) -> list[Tensor]:
         """[a], [B, C, L]; 0 on padding."""

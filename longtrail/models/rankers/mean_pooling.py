@@ -21,7 +21,7 @@ class MeanPooling(nn.Module):
         super().__init__()
         self.settings = settings
         self.embedding = BehaviourEmbedding(sizes, settings.width, items=settings.items)
-        self.head = Head(3 * self.embedding.width, settings.hidden, settings.dropout)
+        self.head = Head(3 * self.embedding.width + self.embedding.recent_width, settings.hidden, settings.dropout)
 
     def forward(self, history: History, candidates: Candidates, context: Context) -> Tensor:
         """Logits [B, C]."""
@@ -30,4 +30,5 @@ class MeanPooling(nn.Module):
         query_BCD = self.embedding.queries(candidates)
         mean_BD = self.embedding.keys(history, mask_BL).sum(1) / history.lengths_B.clamp(min=1).unsqueeze(-1)
         read_BCD = mean_BD.unsqueeze(1).expand_as(query_BCD)
-        return self.head([query_BCD, read_BCD, query_BCD * read_BCD], candidates.statistics_BCF, context.statistics_BG, mask_BC)
+        parts = [query_BCD, read_BCD, query_BCD * read_BCD, self.embedding.recent(history, mask_BC.shape[1])]
+        return self.head(parts, candidates.statistics_BCF, context.statistics_BG, mask_BC)

@@ -84,7 +84,7 @@ class SAM(nn.Module):
         self.cell = MemoryCell(width)
         self.enhance = Enhancement(width, settings.enhancement) if settings.enhancement else None
         memories = 1 if settings.enhancement else settings.passes
-        self.head = Head(width + sum(used) + memories * width, settings.hidden, settings.dropout)
+        self.head = Head(width + sum(used) + memories * width + self.embedding.recent_width, settings.hidden, settings.dropout)
 
     def start_attention(self, items_n: Tensor, categories_n: Tensor) -> None:
         """attention_init: similarity, once item vectors have their start. Items int64 [n], as often as people meet them, and their categories."""
@@ -98,8 +98,8 @@ class SAM(nn.Module):
         """Logits [B, C]."""
         mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])
         keys_BLD, mask_BL, query_BCD = self._embedded(history, candidates)
-        parts = self.read(keys_BLD, mask_BL, history.lengths_B, query_BCD)
-        return self.head([query_BCD, *parts], candidates.statistics_BCF, context.statistics_BG, mask_BC)
+        parts = [query_BCD, *self.read(keys_BLD, mask_BL, history.lengths_B, query_BCD), self.embedding.recent(history, mask_BC.shape[1])]
+        return self.head(parts, candidates.statistics_BCF, context.statistics_BG, mask_BC)
 
     def attention_weights(self, history: History, candidates: Candidates, context: Context) -> list[Tensor]:
         """a_1 … a_P, [B, C, L] each, in the history's own order (oldest first); 0 on padding."""

@@ -30,7 +30,7 @@ class SDIM(nn.Module):
         self.embedding = BehaviourEmbedding(sizes, settings.width, items=settings.items)
         self.planes: Tensor
         self.register_buffer("planes", torch.randn(self.embedding.width, settings.hashes * settings.bits))
-        self.head = Head(3 * self.embedding.width, settings.hidden, settings.dropout)
+        self.head = Head(3 * self.embedding.width + self.embedding.recent_width, settings.hidden, settings.dropout)
 
     def forward(self, history: History, candidates: Candidates, context: Context) -> Tensor:
         """Logits [B, C]."""
@@ -38,7 +38,8 @@ class SDIM(nn.Module):
         mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])
         query_BCD = self.embedding.queries(candidates)
         read_BCD = self.read(self.embedding.keys(history, mask_BL), mask_BL, query_BCD)
-        return self.head([query_BCD, read_BCD, query_BCD * read_BCD], candidates.statistics_BCF, context.statistics_BG, mask_BC)
+        parts = [query_BCD, read_BCD, query_BCD * read_BCD, self.embedding.recent(history, mask_BC.shape[1])]
+        return self.head(parts, candidates.statistics_BCF, context.statistics_BG, mask_BC)
 
     @torch.no_grad()
     def signatures(self, x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class TwoStageRanker(nn.Module):
         self.settings = settings
         self.embedding = BehaviourEmbedding(sizes, settings.width, items=settings.items)
         self.attention = SelectedAttention(self.embedding.width, settings.heads)
-        self.head = Head(3 * self.embedding.width, settings.hidden, settings.dropout)
+        self.head = Head(3 * self.embedding.width + self.embedding.recent_width, settings.hidden, settings.dropout)
 
     def searcher(self, history: History, mask_BL: Tensor, candidates: Candidates, context: Context, query_BCD: Tensor) -> Searcher:
         """block of candidates → scores [B, c, L] by which behaviours are found; what needs no candidate is done once, here."""
@@ -45,7 +45,8 @@ class TwoStageRanker(nn.Module):
         mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])
         query_BCD = self.embedding.queries(candidates)
         read_BCD = self.read(history, candidates, context, query_BCD)
-        return self.head([query_BCD, read_BCD, query_BCD * read_BCD], candidates.statistics_BCF, context.statistics_BG, mask_BC)
+        parts = [query_BCD, read_BCD, query_BCD * read_BCD, self.embedding.recent(history, mask_BC.shape[1])]
+        return self.head(parts, candidates.statistics_BCF, context.statistics_BG, mask_BC)
 
     def found(self, history: History, candidates: Candidates, context: Context, query_BCD: Tensor) -> tuple[Tensor, Tensor]:
         """Places [B, C, K] of the behaviours that each candidate reads, and whether there is one."""
