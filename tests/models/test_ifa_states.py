@@ -99,8 +99,9 @@ def rows_of(state: UserState, rows: slice) -> dict[str, Any]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("half_life_days", [None, 0.003])
-def test_scoring_from_a_stored_state(half_life_days: float | None) -> None:
-    """Out through the flat float32 row and back, with the newest events alone for the exact branch."""
+def test_scoring_from_a_stored_state(half_life_days: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out through the flat float32 row and back, with the newest events alone for the exact branch and the head."""
+    monkeypatch.setattr("longtrail.models.embedding.RECENT_EVENTS", 3)
     model = make_ifa(recent_events=3, half_life_days=half_life_days, relation="softmax").float()
     history, candidates, context = make_request()
     history = replace(history, times_BL=history.times_BL + (1 << 50))  # 2005: beyond what float32 counts in µs

@@ -39,14 +39,14 @@ class FeatureMap:
     """φ of keys and of queries, both [..., F] → [..., F], and what the read is divided by.
 
     "sum": φ(q)ᵀz, so that weights are not negative and add up to 1; "prior": φ(q)ᵀz + p, p learned, so that they add up to less; "feature": each
-    feature of A by its own z; "none": sqrt(F), and weights may be negative and grow with L. `slopes`, for a φ of each number by itself that has one:
-    φ'(x) given φ(x), of keys. `clusters`: φ is given x · c / |x| + b in place of x · c.
+    feature of A by its own z; "none": sqrt(F), and weights may be negative and grow with L. `slopes`, of keys, where it is quick: the gradient by
+    the argument, given φ and the gradient by φ, which may be overwritten. `clusters`: φ is given x · c / |x| + b in place of x · c.
     """
 
     keys: Callable[[Tensor], Tensor]
     queries: Callable[[Tensor], Tensor]
     divide: str = "sum"
-    slopes: Callable[[Tensor], Tensor] | None = None
+    slopes: Callable[[Tensor, Tensor], Tensor] | None = None
     clusters: bool = False
 
 
@@ -56,8 +56,8 @@ def _elu1(x: Tensor) -> Tensor:
     return x.clamp(max=0).exp_().add_(x.clamp(min=0))  # the same in three quarters of the time, and small values are not multiples of 6e-8
 
 
-def _elu1_slopes(features: Tensor) -> Tensor:
-    return features.clamp(max=1)
+def _elu1_slopes(features: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.mul_(features.clamp(max=1))
 
 
 def _relu(x: Tensor) -> Tensor:
@@ -72,6 +72,10 @@ def _shares(x: Tensor) -> Tensor:
     return x.softmax(-1)
 
 
+def _shares_slopes(features: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.sub_((features * gradient).sum(-1, keepdim=True)).mul_(features)
+
+
 def _exponential(x: Tensor) -> Tensor:
     return x.clamp(max=_LARGEST).exp()
 
@@ -84,8 +88,10 @@ FEATURE_MAPS = {
     "elu1": FeatureMap(keys=_elu1, queries=_elu1, slopes=_elu1_slopes),  # Katharopoulos et al., ICML 2020
     "relu": FeatureMap(keys=_relu, queries=_relu),
     "squared_relu": FeatureMap(keys=_squared_relu, queries=_squared_relu),
-    "shares": FeatureMap(keys=_shares, queries=_shares),  # ours: soft membership in F clusters; a query reads the means of its own
-    "clusters": FeatureMap(keys=_shares, queries=_shares, divide="prior", clusters=True),  # ours
+    "shares": FeatureMap(
+        keys=_shares, queries=_shares, slopes=_shares_slopes
+    ),  # ours: soft membership in F clusters; a query reads the means of its own
+    "clusters": FeatureMap(keys=_shares, queries=_shares, divide="prior", slopes=_shares_slopes, clusters=True),  # ours
     "efficient": FeatureMap(keys=_exponential, queries=_shares, divide="feature"),  # Shen et al., WACV 2021: keys' softmax is over places
     "linrec": FeatureMap(keys=_unit_elu, queries=_unit_elu, divide="none"),  # Liu et al., SIGIR 2023, as in its code
 }
@@ -106,8 +112,8 @@ class _Sums(torch.autograd.Function):
     """Σ w φ(s W) sᵀ [B, X, D] and Σ w φ(s W) [B, X] over the real s, X = G · F, in blocks of users whose features stay in a core's cache.
 
     With a bias, φ(s W / |s| + b) in place of φ(s W). Padding is masked after φ, which is not zero there: by s = 0 in the first sum, by the mask in
-    the second. Backward adds the gradients of s up in place. Where φ' follows from φ (`slopes`), features are kept, a share X / D of the inputs'
-    memory; otherwise backward makes them again, block by block: autograd's own way kept every step of φ and moved twice the memory.
+    the second. Backward adds the gradients of s up in place. Where its gradient follows from φ (`slopes`), features are kept, a share X / D of the
+    inputs' memory; otherwise backward makes them again, block by block: autograd's own way kept every step of φ and moved twice the memory.
     """
 
     @staticmethod
@@ -120,7 +126,7 @@ class _Sums(torch.autograd.Function):
         days_BL: Tensor,
         rates_G: Tensor | None,
         features: Callable[..., Tensor],
-        slopes: Callable[[Tensor], Tensor] | None,
+        slopes: Callable[[Tensor, Tensor], Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         sums_BXD = keys_BLD.new_empty(len(keys_BLD), weights_DX.shape[1], keys_BLD.shape[2])
         norms_BX = keys_BLD.new_empty(sums_BXD.shape[:2])
@@ -146,7 +152,7 @@ class _Sums(torch.autograd.Function):
             grad_BLX = (mask_BL[rows].unsqueeze(-1) * norms_BX[rows].unsqueeze(1)).baddbmm_(keys_BLD[rows], sums_BXD[rows].transpose(1, 2))
             if kept_BLX is not None:
                 features_BLX = kept_BLX[rows]
-                grad_BLX.mul_(ctx.slopes(features_BLX))
+                grad_BLX = ctx.slopes(features_BLX, grad_BLX)
             else:
                 inner_BLX = _inner(keys_BLD[rows], weights_DX, bias_X).requires_grad_()
                 rates = None if rates_G is None else rates_G.detach().requires_grad_()
@@ -156,13 +162,15 @@ class _Sums(torch.autograd.Function):
                 if rates_grad_G is not None:
                     rates_grad_G += rest[0]
             torch.bmm(features_BLX.detach(), sums_BXD[rows], out=keys_grad_BLD[rows])
-            if bias_grad_X is not None:
+            if bias_grad_X is None:
+                keys_grad_BLD[rows].flatten(0, 1).addmm_(grad_BLX.flatten(0, 1), weights_DX.T)
+            else:
                 bias_grad_X += grad_BLX.sum((0, 1))
                 over_BL1 = _over_length(keys_BLD[rows])
-                along_BL1 = (grad_BLX * (inner_BLX.detach() - bias_X)).sum(-1, keepdim=True)  # through |s|
-                keys_grad_BLD[rows].addcmul_(keys_BLD[rows], along_BL1 * over_BL1.square(), value=-1)
                 grad_BLX = grad_BLX * over_BL1
-            keys_grad_BLD[rows].flatten(0, 1).addmm_(grad_BLX.flatten(0, 1), weights_DX.T)
+                directions_BLD = grad_BLX @ weights_DX.T  # by s / |s|, over |s|: what of it points along s changes nothing
+                along_BL1 = (directions_BLD * keys_BLD[rows]).sum(-1, keepdim=True) * over_BL1.square()
+                keys_grad_BLD[rows].add_(directions_BLD).addcmul_(keys_BLD[rows], along_BL1, value=-1)
             weights_grad_XD.addmm_(grad_BLX.flatten(0, 1).T, keys_BLD[rows].flatten(0, 1))
         return keys_grad_BLD, weights_grad_XD.T, bias_grad_X, None, None, rates_grad_G, None, None
 
@@ -243,7 +251,7 @@ class LinearAttention(nn.Module):
             (B, L, D), F = keys_BLD.shape, self.shape["features"]
             times_B, days_BL = _ages(mask_BL, mask_BL.new_zeros(B, L, dtype=torch.int64) if times_BL is None else times_BL, keys_BLD.dtype)
             rates_G = self.rates()
-            slopes = self.map.slopes if torch.is_grad_enabled() and rates_G is None else None
+            slopes = self._slopes if torch.is_grad_enabled() and rates_G is None and self.map.slopes is not None else None
             sums_BXD, norms_BX = _Sums.apply(keys_BLD, *self._key_weights(), mask_BL, days_BL, rates_G, self._weighted_features, slopes)
             return UserState(
                 sums_BGFE=sums_BXD.view(B, -1, F, D) @ self.values,
@@ -305,6 +313,12 @@ class LinearAttention(nn.Module):
         if rates_G is not None:
             features_BLGF = features_BLGF * torch.exp(-days_BL.unsqueeze(-1) * rates_G).unsqueeze(-1)
         return features_BLGF.flatten(2)
+
+    def _slopes(self, features_BLX: Tensor, grad_BLX: Tensor) -> Tensor:
+        """The gradient by what φ was given."""
+        assert self.map.slopes is not None
+        parts = (x.unflatten(-1, (-1, self.shape["features"])) for x in (features_BLX, grad_BLX))
+        return self.map.slopes(*parts).flatten(2)
 
     def _query_features(self, query_BCD: Tensor, layer: int) -> Tensor:
         """φ(q) [B, H, C, F]."""

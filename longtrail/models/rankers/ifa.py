@@ -119,7 +119,8 @@ class IFA(nn.Module):
     def forward(self, history: History, candidates: Candidates, context: Context, *, state: UserState | None = None, relation: bool = True) -> Tensor:
         """Logits [B, C].
 
-        With `state`, made of the whole history, only the exact branch reads `history`: its newest `recent_events` events are enough.
+        With `state`, made of the whole history, only the exact branch and the head's recent actions read `history`: its newest events are enough, as
+        many as the larger of `recent_events` and RECENT_EVENTS (longtrail/models/embedding.py).
         `relation=False` scores every candidate by itself; relation_dropout trains the model to do without the others.
         """
         mask_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1])

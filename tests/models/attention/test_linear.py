@@ -96,7 +96,7 @@ def test_linear_equals_explicit_in_float32() -> None:
 
 @pytest.mark.parametrize(
     ("feature_map", "half_life_days"),
-    [("elu1", None), ("squared_relu", 2.0), ("shares", 2.0), ("linrec", None), ("clusters", None), ("clusters", 2.0)],
+    [("elu1", None), ("squared_relu", 2.0), ("shares", 2.0), ("shares", None), ("linrec", None), ("clusters", None), ("clusters", 2.0)],
 )
 def test_gradients_are_those_of_the_explicit_read(feature_map: str, half_life_days: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the keys, the queries and every parameter; blocks of two users."""
