@@ -163,7 +163,6 @@ SOME = (
     retrievers.assert_padding_content_changes_nothing,
     retrievers.assert_empty_histories_are_alike,
     retrievers.assert_padding_content_changes_no_training,
-    retrievers.assert_gradients_reach_every_parameter,
 )
 
 
