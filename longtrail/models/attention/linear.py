@@ -105,7 +105,7 @@ def _inner(x_BLD: Tensor, weights_DX: Tensor, bias_X: Tensor | None) -> Tensor:
 
 def _over_length(x_BLD: Tensor) -> Tensor:
     """1 / |x| [B, L, 1]; of vectors shorter than 1e-3, less."""
-    return torch.rsqrt(x_BLD.square().sum(-1, keepdim=True) + 1e-6)
+    return torch.rsqrt(torch.linalg.vector_norm(x_BLD, dim=-1, keepdim=True).square() + 1e-6)
 
 
 class _Sums(torch.autograd.Function):
