@@ -23,6 +23,14 @@ from serving.user_read import UserRead
 from tests.serving.bento import Outputs
 
 NOW = 1_800_000_000_000_000  # µs
+RECENT = 16  # fewer than the histories here are long
+
+
+@pytest.fixture(autouse=True)
+def few_newest_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests by state read, and heads are told of, the newest RECENT events: histories of 40 are then longer than that."""
+    monkeypatch.setattr("longtrail.models.embedding.RECENT_EVENTS", RECENT)
+    monkeypatch.setattr("serving.user_states.RECENT", RECENT)
 
 
 class Plain:

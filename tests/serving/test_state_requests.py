@@ -22,10 +22,11 @@ from serving.schemas import Event, EventsRequest, RankRequest
 from serving.scoring import Scorer
 from serving.state import State, StateSettings
 from serving.user_read import read_user
-from serving.user_states import RECENT, UserStates, attach_states
+from serving.user_states import UserStates, attach_states
 from tests.serving.bento import Outputs
-from tests.serving.states import NOW, Plain, arrays, assert_close, flat_of, ifa, recomputed, scores, whole
+from tests.serving.states import NOW, RECENT, Plain, arrays, assert_close, flat_of, ifa, recomputed, scores, whole
 from tests.serving.states import features as features
+from tests.serving.states import few_newest_events as few_newest_events
 from tests.serving.states import scorer as scorer
 
 

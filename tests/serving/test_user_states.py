@@ -18,10 +18,11 @@ from longtrail.examples import FeatureSet, history_tensors
 from longtrail.history import HistoryArrays
 from serving.scoring import Scorer
 from serving.user_read import read_user
-from serving.user_states import RECENT, Rebuild, UserStates, attach_states
+from serving.user_states import Rebuild, UserStates, attach_states
 from tests.serving.bento import Outputs
-from tests.serving.states import NOW, Plain, arrays, assert_close, flat_of, ifa, recomputed, scores, whole
+from tests.serving.states import NOW, RECENT, Plain, arrays, assert_close, flat_of, ifa, recomputed, scores, whole
 from tests.serving.states import features as features
+from tests.serving.states import few_newest_events as few_newest_events
 from tests.serving.states import scorer as scorer
 
 USERS = 300
