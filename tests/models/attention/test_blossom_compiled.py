@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.models import peak_bytes
 from longtrail.config import BERT4RecSettings, BlossomSettings, SASRecSettings
-from longtrail.models.attention import blossom_layer
+from longtrail.models.attention import blossom_layer, selection
 from longtrail.models.attention.blossom import BlossomAttention
 from longtrail.models.attention.full import FullAttention
 from longtrail.models.masks import padding_mask
@@ -63,6 +63,21 @@ def test_values_and_gradients_equal_the_general_form(sizes: dict[str, Any], caus
     assert len(calls) == 1
     for left, right in zip(found, wanted, strict=True):
         torch.testing.assert_close(left, right.float(), rtol=1e-4, atol=3e-6 * right.detach().abs().amax().item())
+
+
+@pytest.mark.parametrize("scale", [40.0, 1e5])
+def test_blocks_with_no_share_are_not_read(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of block scores far apart, and some below "nothing": as the general form says, which reads others where every share counts."""
+    layer, x_BLD, lengths_B = compiled(width=32), torch.randn(2, 130, 32), torch.tensor([130, 130])
+    last = layer.block_keys.network[2]
+    assert isinstance(last, torch.nn.Linear)
+    last.weight.data *= scale
+    twin = copy.deepcopy(layer).double()
+    with torch.no_grad():
+        found, wanted = layer(x_BLD, lengths_B), twin(x_BLD.double(), lengths_B)
+        torch.testing.assert_close(found, wanted.float(), rtol=0, atol=1e-5)
+        monkeypatch.setattr(selection, "LEAST_SHARE", -1.0)
+        assert (twin(x_BLD.double(), lengths_B) - wanted).abs().amax() > 1e-2
 
 
 @pytest.mark.parametrize("selector", ["frozen", "straight_through"])
