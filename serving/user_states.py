@@ -30,8 +30,8 @@ from longtrail.catalogue import Catalogue
 from longtrail.errors import LongtrailError, StateError
 from longtrail.examples import history_tensors
 from longtrail.history import HistoryArrays
+from longtrail.models import embedding
 from longtrail.models.attention.user_state import UserState
-from longtrail.models.embedding import RECENT_EVENTS
 from longtrail.models.rankers.ifa import IFA
 from longtrail.models.store import LoadedModel
 from serving.guard import Guarded
@@ -40,7 +40,6 @@ from serving.packed_states import PackedStates
 Ints = NDArray[np.int64]
 Note = Callable[[str], None]
 
-RECENT = RECENT_EVENTS  # newest events that a request reads at least: for the head, and what a state may lack without another look-up
 _CELLS = 1 << 16  # events of one step of the rebuild, padding counted
 _HEALED = 64  # users whose states one batch of events makes anew; the others wait until they are read
 _TRIES = 3  # of an update that other writers overtook
@@ -98,7 +97,8 @@ class UserStates:
         self._store, self._histories, self._packed = store, histories, packed
         max_history = ranker.settings.max_history
         self.limit = max_history if max_history <= histories.length else 1 << 62  # events of the longest history that a state stands for
-        self.recent = max(ranker.settings.recent_events, RECENT)
+        # newest events that a request reads: for the exact branch and the head, and what a state may lack without another look-up
+        self.recent = max(ranker.settings.recent_events, embedding.RECENT_EVENTS)
         self.note: Note = lambda outcome: None
         with torch.inference_mode():
             self._rates = self._attention.rates()

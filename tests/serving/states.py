@@ -28,9 +28,8 @@ RECENT = 16  # fewer than the histories here are long
 
 @pytest.fixture(autouse=True)
 def few_newest_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests by state read, and heads are told of, the newest RECENT events: histories of 40 are then longer than that."""
+    """Heads are told of, and so requests by state read, the newest RECENT events: histories of 40 are then longer than that."""
     monkeypatch.setattr("longtrail.models.embedding.RECENT_EVENTS", RECENT)
-    monkeypatch.setattr("serving.user_states.RECENT", RECENT)
 
 
 class Plain:
