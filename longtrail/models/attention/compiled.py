@@ -142,7 +142,7 @@ def _by_score(typing_context, keys, row, at, width, shares, to, squashed, scores
 
 
 @intrinsic
-def _copy(typing_context, out, to, given, at, count):  # type: ignore[no-untyped-def]
+def copy(typing_context, out, to, given, at, count):  # type: ignore[no-untyped-def]
     """out[to : to + count] = given[at : at + count]. In a loop numba asks of every index whether it is negative, which takes many times as long."""
     signature = types.void(out, _integer, given, _integer, _integer)
 
@@ -156,7 +156,7 @@ def _copy(typing_context, out, to, given, at, count):  # type: ignore[no-untyped
 
 
 @intrinsic
-def _clear(typing_context, out, to, count):  # type: ignore[no-untyped-def]
+def clear(typing_context, out, to, count):  # type: ignore[no-untyped-def]
     """out[to : to + count] = 0."""
     signature = types.void(out, _integer, _integer)
 
@@ -204,7 +204,7 @@ def _rows_from_events(rows: int) -> Any:
     return summed
 
 
-_sum_of_events, _sums_of_events = _rows_from_events(1), _rows_from_events(GROUP)
+_sum_of_events, sums_of_events = _rows_from_events(1), _rows_from_events(GROUP)
 
 
 @intrinsic
@@ -247,13 +247,13 @@ def _kernel(function: Callable) -> Any:
 
 
 @_kernel
-def _turned_events(keys, at, width, events, rows, tile):  # type: ignore[no-untyped-def]
+def turned_events(keys, at, width, events, rows, tile):  # type: ignore[no-untyped-def]
     """A turned tile of `events` events, zeros behind them."""
     if events == TILE:
         _turned(keys, at, width, tile)  # type: ignore[call-arg]
         return
-    _copy(rows, 0, keys, at, events * width)  # type: ignore[call-arg]
-    _clear(rows, events * width, (TILE - events) * width)  # type: ignore[call-arg]
+    copy(rows, 0, keys, at, events * width)  # type: ignore[call-arg]
+    clear(rows, events * width, (TILE - events) * width)  # type: ignore[call-arg]
     _turned(rows, 0, width, tile)  # type: ignore[call-arg]
 
 
@@ -286,17 +286,17 @@ def forward(keys, counts, first, weights, bias, last, last_bias, width, length, 
         for start in range(0, counts[i], TILE):
             at, real = (b * length + start) * width, min(TILE, counts[i] - start)
             following = at + TILE * width
-            _turned_events(keys, at, width, real, rows, tile)
+            turned_events(keys, at, width, real, rows, tile)
             for pair in range(b * candidates, (b + 1) * candidates):
                 if pair == b * candidates:
                     _tile_before_another(tile, 0, weights, pair * units, bias, last, last_bias, width, units, squashed, found, 0, keys, following)
                 else:
                     _tile(tile, 0, weights, pair * units, bias, last, last_bias, width, units, squashed, found, 0, keys, following)
-                _copy(scores, pair * length + start, found, 0, real)  # type: ignore[call-arg]
+                copy(scores, pair * length + start, found, 0, real)  # type: ignore[call-arg]
                 if pooled:
                     _sum_of_events(found, 1, keys, at, width, real, reads, pair * width)
         for pair in range(b * candidates, (b + 1) * candidates):
-            _clear(scores, pair * length + counts[i], length - counts[i])  # type: ignore[call-arg]
+            clear(scores, pair * length + counts[i], length - counts[i])  # type: ignore[call-arg]
 
 
 @_kernel
@@ -316,28 +316,28 @@ def backward(  # type: ignore[no-untyped-def]
     lasts, biases = np.empty(candidates * units * LANES, np.float32), np.empty(candidates * units * LANES, np.float32)
     for i in range(len(counts)):
         b = first + i
-        _clear(lasts, 0, len(lasts))  # type: ignore[call-arg]
-        _clear(biases, 0, len(biases))  # type: ignore[call-arg]
+        clear(lasts, 0, len(lasts))  # type: ignore[call-arg]
+        clear(biases, 0, len(biases))  # type: ignore[call-arg]
         for c in range(candidates):
             pair, to = b * candidates + c, c * (units + 1) * width
-            _copy(both, to, weights, pair * units * width, units * width)  # type: ignore[call-arg]
-            _copy(both, to + units * width, reads, pair * width, width)  # type: ignore[call-arg]
+            copy(both, to, weights, pair * units * width, units * width)  # type: ignore[call-arg]
+            copy(both, to + units * width, reads, pair * width, width)  # type: ignore[call-arg]
             sums[pair] = 0
         if fresh:
-            _clear(keys_grad, (b * length + counts[i]) * width, (length - counts[i]) * width)  # type: ignore[call-arg]
+            clear(keys_grad, (b * length + counts[i]) * width, (length - counts[i]) * width)  # type: ignore[call-arg]
         for start in range(0, counts[i], TILE):
             at, real = (b * length + start) * width, min(TILE, counts[i] - start)
             following = at + TILE * width
             whole = real // GROUP * GROUP
             if fresh:
-                _clear(keys_grad, at, real * width)  # type: ignore[call-arg]
-            _turned_events(keys, at, width, real, rows, tile)
+                clear(keys_grad, at, real * width)  # type: ignore[call-arg]
+            turned_events(keys, at, width, real, rows, tile)
             for c in range(candidates):
                 pair, row = b * candidates + c, c * (units + 1)
-                _copy(inner, units * TILE, shares, pair * length + start, real)  # type: ignore[call-arg]
-                _clear(inner, units * TILE + real, TILE - real)  # type: ignore[call-arg]
-                _copy(gradient, 0, scores, pair * length + start, real)  # type: ignore[call-arg]
-                _clear(gradient, real, TILE - real)  # type: ignore[call-arg]
+                copy(inner, units * TILE, shares, pair * length + start, real)  # type: ignore[call-arg]
+                clear(inner, units * TILE + real, TILE - real)  # type: ignore[call-arg]
+                copy(gradient, 0, scores, pair * length + start, real)  # type: ignore[call-arg]
+                clear(gradient, real, TILE - real)  # type: ignore[call-arg]
                 if kind:
                     _by_score(tile, both, (row + units) * width, width, inner, units * TILE, kind == 2, gradient)  # type: ignore[call-arg]
                 total = np.float32(0)
@@ -347,7 +347,7 @@ def backward(  # type: ignore[no-untyped-def]
                 _inner(  # type: ignore[call-arg]
                     tile, both, row, bias, pair * units, last, gradient, width, units, inner, lasts, biases, c * units, keys, following
                 )
-                _sums_of_events(inner, units, keys, at, width, real, weights_grad, pair * units * width)
+                sums_of_events(inner, units, keys, at, width, real, weights_grad, pair * units * width)
                 _events_from_rows(inner, both, row, units + 1, width, whole, keys_grad, at)  # type: ignore[call-arg]
                 for j in range(whole, real):
                     for h in range(units + 1):

@@ -11,6 +11,9 @@ Ours: a learned temperature a head, decay w_l = exp(-rate · age), all layers' s
 linearity and saves a projection of the history: Σ φ(k) (W s)ᵀ = (Σ φ(k) sᵀ) Wᵀ. And the map `clusters`: φ(x) = softmax(t (x · c_f / |x| + b_f)) says
 to which of F clusters of directions x belongs, the same for events and candidates at first, and the read is divided by φ(q)ᵀz + p. So the weight of
 an event is 1 where it is surely of the candidate's cluster, and few such events say little: m of them count m / (m + p).
+
+A state serves any number of candidates. Few of them, of a batch's whole histories on a CPU, read the events themselves (`read_events`): the same
+numbers in another order, Σ_l (φ(q)ᵀ φ(k_l)) v_l, by compiled code (linear_layer.py).
 """
 
 import math
@@ -28,6 +31,9 @@ from longtrail.models.attention.pointwise import at_least_float32
 from longtrail.models.attention.user_state import DAY, UserState
 
 BLOCK = 1 << 13  # behaviours projected at once: what is made of them stays in a core's cache
+COMPILED_WIDTH, COMPILED_UNITS = 32, 4  # what linear_layer.py takes D and H · F in
+COMPILED_EVENTS = 1 << 15  # of a batch, from which on it is used
+DIRECT_COST = 0.5  # of one multiply-add of a candidate's read, measured against one of adding up and reading a state, forward and backward
 _FLOOR = 1e-2  # of the relu maps, ours: a candidate unlike every behaviour reads their mean and not 0 / 0
 _SMALLEST = 1e-6  # of a divisor, for each event
 _LEAST_VARIANCE = 1e-2  # of directions, whose squared length is 1
@@ -48,6 +54,7 @@ class FeatureMap:
     divide: str = "sum"
     slopes: Callable[[Tensor, Tensor], Tensor] | None = None
     clusters: bool = False
+    compiled: bool = False  # whether linear_layer.py knows it
 
 
 def _elu1(x: Tensor) -> Tensor:
@@ -85,13 +92,12 @@ def _unit_elu(x: Tensor) -> Tensor:
 
 
 FEATURE_MAPS = {
-    "elu1": FeatureMap(keys=_elu1, queries=_elu1, slopes=_elu1_slopes),  # Katharopoulos et al., ICML 2020
+    "elu1": FeatureMap(keys=_elu1, queries=_elu1, slopes=_elu1_slopes, compiled=True),  # Katharopoulos et al., ICML 2020
     "relu": FeatureMap(keys=_relu, queries=_relu),
     "squared_relu": FeatureMap(keys=_squared_relu, queries=_squared_relu),
-    "shares": FeatureMap(
-        keys=_shares, queries=_shares, slopes=_shares_slopes
-    ),  # ours: soft membership in F clusters; a query reads the means of its own
-    "clusters": FeatureMap(keys=_shares, queries=_shares, divide="prior", slopes=_shares_slopes, clusters=True),  # ours
+    # ours: soft membership in F clusters; a query reads the means of its own
+    "shares": FeatureMap(keys=_shares, queries=_shares, slopes=_shares_slopes, compiled=True),
+    "clusters": FeatureMap(keys=_shares, queries=_shares, divide="prior", slopes=_shares_slopes, clusters=True, compiled=True),  # ours
     "efficient": FeatureMap(keys=_exponential, queries=_shares, divide="feature"),  # Shen et al., WACV 2021: keys' softmax is over places
     "linrec": FeatureMap(keys=_unit_elu, queries=_unit_elu, divide="none"),  # Liu et al., SIGIR 2023, as in its code
 }
@@ -201,7 +207,7 @@ class LinearAttention(nn.Module):
         G, E = layers * heads, width // heads
         self.shape = {"heads": G, "features": features, "values": E}
         self.heads = heads
-        self.map = FEATURE_MAPS[feature_map]
+        self.kind, self.map = feature_map, FEATURE_MAPS[feature_map]
         self.keys = nn.Parameter(torch.randn(width, G * features) * width**-0.5)
         self.queries = nn.Parameter(torch.randn(layers, width, heads * features) * width**-0.5)
         self.values = nn.Parameter(torch.randn(G, width, E) * width**-0.5)
@@ -269,15 +275,48 @@ class LinearAttention(nn.Module):
             sums_BHFE, norms_BHF1 = state.sums_BGFE[:, heads], state.norms_BGF[:, heads].unsqueeze(-1)
             if self.map.divide == "feature":
                 sums_BHFE = sums_BHFE / norms_BHF1.clamp(min=torch.finfo(norms_BHF1.dtype).tiny)
-            read_BHCE = features_BHCF @ sums_BHFE
-            if self.map.divide == "sum":
-                smallest_B111 = _SMALLEST * state.events_B.to(norms_BHF1.dtype).clamp(min=1).view(-1, 1, 1, 1)
-                read_BHCE = read_BHCE / torch.maximum(features_BHCF @ norms_BHF1, smallest_B111)
-            elif self.map.divide == "prior":
-                read_BHCE = read_BHCE / (features_BHCF @ norms_BHF1 + self._priors(heads))
-            elif self.map.divide == "none":
-                read_BHCE = read_BHCE * self.shape["features"] ** -0.5
-            return read_BHCE.masked_fill((state.events_B == 0).view(-1, 1, 1, 1), 0).transpose(1, 2).flatten(2)
+            return self._divided(features_BHCF @ sums_BHFE, features_BHCF @ norms_BHF1, state.events_B, heads)
+
+    def reads_directly(self, query_BCD: Tensor, L: int) -> bool:
+        """Whether `read_events` knows such candidates and histories of L events, and is quicker than `state` and `read`."""
+        (B, C, D), H, F = query_BCD.shape, self.heads, self.shape["features"]
+        fits = D % COMPILED_WIDTH == 0 and H * F % COMPILED_UNITS == 0 and self.map.compiled and self.log_rates is None
+        plain = query_BCD.device.type == "cpu" and query_BCD.dtype == self.keys.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return fits and plain and B * L >= COMPILED_EVENTS and C * (F + D) * DIRECT_COST <= F * D
+
+    def read_events(self, query_BCD: Tensor, keys_BLD: Tensor, mask_BL: Tensor, layer: int) -> Tensor:
+        """`read` of `state`, but for rounding: where `reads_directly` says so. Real places stand first. Once differentiable.
+
+        O(L · D · H · F + C · L · (H · F + D)) time a layer, of which the second part takes the place of adding up a state.
+        """
+        from longtrail.models.attention.linear_layer import KINDS, reads  # numba takes half a second, and small batches do without
+
+        heads, F = slice(layer * self.heads, (layer + 1) * self.heads), self.shape["features"]
+        own = slice(heads.start * F, heads.stop * F)
+        weights_DX, bias_X = self._key_weights()
+        features_BCX = self._query_features(query_BCD, layer).transpose(1, 2).flatten(2)
+        events_B = mask_BL.sum(1)
+        sums_BCHD, norms_BCH = reads(
+            keys_BLD,
+            weights_DX[:, own].T,
+            None if bias_X is None else bias_X[own],
+            features_BCX,
+            events_B,
+            kind=KINDS[self.kind],
+            heads=self.heads,
+        )
+        return self._divided(sums_BCHD.transpose(1, 2) @ self.values[heads], norms_BCH.transpose(1, 2).unsqueeze(-1), events_B, heads)
+
+    def _divided(self, read_BHCE: Tensor, norms_BHC1: Tensor, events_B: Tensor, heads: slice) -> Tensor:
+        """O [B, C, D] of Σ w v and Σ w; zeros without events."""
+        if self.map.divide == "sum":
+            smallest_B111 = _SMALLEST * events_B.to(norms_BHC1.dtype).clamp(min=1).view(-1, 1, 1, 1)
+            read_BHCE = read_BHCE / torch.maximum(norms_BHC1, smallest_B111)
+        elif self.map.divide == "prior":
+            read_BHCE = read_BHCE / (norms_BHC1 + self._priors(heads))
+        elif self.map.divide == "none":
+            read_BHCE = read_BHCE * self.shape["features"] ** -0.5
+        return read_BHCE.masked_fill((events_B == 0).view(-1, 1, 1, 1), 0).transpose(1, 2).flatten(2)
 
     def weights(self, query_BCD: Tensor, keys_BLD: Tensor, mask_BL: Tensor, times_BL: Tensor, layer: int = 0) -> Tensor:
         """[B, C, L], the mean over heads of what each pair counts in `read`; 0 on padding. To explain, not to train: it builds every pair."""

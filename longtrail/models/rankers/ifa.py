@@ -8,7 +8,8 @@ are modelled; the loss is consistent between training and serving. Nothing else 
     O = read(q, Σ over the history)      X = q + W_O O, X = X + FFN(LN X)      Y = X + Attention(LN X among candidates)
     logit = head([q ; q * O ; X ; Y ; statistics])
 
-Events are never changed by candidates, so the sums of all layers are one user state (attention/user_state.py) that serving may cache.
+Events are never changed by candidates, so the sums of all layers are one user state (attention/user_state.py) that serving may cache. On a CPU a
+batch's few candidates read its events without one: the same numbers but for rounding.
 Ours besides: an exact branch over the newest events, and the embedding and the head of the other rankers; values start as the vectors themselves,
 so that O is in the terms of q. With feature_map clusters, the default, q and events get their features alike, from their directions; the other maps
 read LN q. Events are not normalised before W_K (the reconstruction's LN): a learned temperature did as well, and LN cost a fifth of a training step.
@@ -134,18 +135,20 @@ class IFA(nn.Module):
 
     def read(self, history: History, query_BCD: Tensor, state: UserState | None = None) -> tuple[Tensor, Tensor]:
         """O of the first layer and X, [B, C, D] each: what each candidate reads of the history, and what becomes of it."""
-        sums = self.state(history) if state is None and self.attention is not None else state
-        whole = self._keys(history) if self.attention is None else None
+        whole = self._keys(history) if self.attention is None or (state is None and self._reads_directly(history, query_BCD)) else None
+        sums = self.state(history) if state is None and whole is None else state
         recent = self._keys(newest(history, self.settings.recent_events)) if self.settings.recent_events else None
         x_BCD, reads = query_BCD, []
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             normal_BCD = layer.normal(x_BCD)
-            if whole is not None:
-                assert layer.whole is not None
+            if self.attention is None:
+                assert layer.whole is not None and whole is not None
                 reads.append(layer.whole(normal_BCD, *whole))
+            elif whole is not None:
+                reads.append(self.attention.read_events(self._asked(x_BCD, normal_BCD), *whole, i))
             else:
-                assert self.attention is not None and sums is not None
+                assert sums is not None
                 reads.append(self.attention.read(self._asked(x_BCD, normal_BCD), sums, i))
             x_BCD = layer(x_BCD, normal_BCD, reads[-1], recent)
         return reads[0], x_BCD
@@ -204,6 +207,11 @@ class IFA(nn.Module):
             return self.attention.weights(self._asked(query_BCD, normal_BCD), keys_BLD, mask_BL, history.times_BL)
         assert layer.whole is not None
         return layer.whole.weights(normal_BCD, keys_BLD, mask_BL)
+
+    def _reads_directly(self, history: History, query_BCD: Tensor) -> bool:
+        """Whether candidates are so few that they read the events themselves and no state is made."""
+        L = history.items_BL.shape[1]
+        return self.attention is not None and L <= EVENTS and self.attention.reads_directly(query_BCD, L)
 
     def _asked(self, x_BCD: Tensor, normal_BCD: Tensor) -> Tensor:
         """What linear attention is asked with: clusters take x as events are taken."""
