@@ -32,7 +32,7 @@ from longtrail.models.attention.user_state import DAY, UserState
 
 BLOCK = 1 << 13  # behaviours projected at once: what is made of them stays in a core's cache
 COMPILED_WIDTH, COMPILED_UNITS = 32, 4  # what linear_layer.py takes D and H · F in
-COMPILED_EVENTS = 1 << 15  # of a batch, from which on it is used
+COMPILED_EVENTS = 1 << 14  # of a batch, from which on it is used: numba takes half a second to load
 DIRECT_COST = 0.5  # of one multiply-add of a candidate's read, measured against one of adding up and reading a state, forward and backward
 _FLOOR = 1e-2  # of the relu maps, ours: a candidate unlike every behaviour reads their mean and not 0 / 0
 _SMALLEST = 1e-6  # of a divisor, for each event
@@ -278,11 +278,14 @@ class LinearAttention(nn.Module):
             return self._divided(features_BHCF @ sums_BHFE, features_BHCF @ norms_BHF1, state.events_B, heads)
 
     def reads_directly(self, query_BCD: Tensor, L: int) -> bool:
-        """Whether `read_events` knows such candidates and histories of L events, and is quicker than `state` and `read`."""
+        """Whether `read_events` knows such candidates and histories of L events, and is quicker than `state` and `read`.
+
+        Never for one request alone: whoever serves it keeps a state, and does not wait for a compiler.
+        """
         (B, C, D), H, F = query_BCD.shape, self.heads, self.shape["features"]
         fits = D % COMPILED_WIDTH == 0 and H * F % COMPILED_UNITS == 0 and self.map.compiled and self.log_rates is None
         plain = query_BCD.device.type == "cpu" and query_BCD.dtype == self.keys.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        return fits and plain and B * L >= COMPILED_EVENTS and C * (F + D) * DIRECT_COST <= F * D
+        return fits and plain and B > 1 and B * L >= COMPILED_EVENTS and C * (F + D) * DIRECT_COST <= F * D
 
     def read_events(self, query_BCD: Tensor, keys_BLD: Tensor, mask_BL: Tensor, layer: int) -> Tensor:
         """`read` of `state`, but for rounding: where `reads_directly` says so. Real places stand first. Once differentiable.

@@ -18,6 +18,7 @@ from longtrail.models.rankers.ifa import IFA
 from tests.contracts.batches import SIZES, draws, make_candidates, make_context, make_history
 
 D, C, L = 32, 3, 2 * TILE + 9
+EVENTS = linear.COMPILED_EVENTS // 8  # a history, of eight
 LENGTHS = (0, 1, TILE - 1, TILE, TILE + 1, 2 * TILE, L, 0, 5, 6, 7)  # more requests than one part of the weights' gradients takes
 CASES: list[dict[str, Any]] = [
     {"feature_map": "clusters", "heads": 1, "features": 32, "layers": 1},
@@ -93,20 +94,21 @@ def test_what_stands_on_padding_is_not_read() -> None:
 @pytest.mark.parametrize(
     ("changes", "candidates", "events", "directly"),
     [
-        ({}, 1, linear.COMPILED_EVENTS, True),
-        ({}, 42, linear.COMPILED_EVENTS, True),
-        ({}, 43, linear.COMPILED_EVENTS, False),
-        ({}, 1, linear.COMPILED_EVENTS - 1, False),
-        ({"feature_map": "linrec"}, 1, linear.COMPILED_EVENTS, False),
-        ({"half_life_days": 3.0}, 1, linear.COMPILED_EVENTS, False),
-        ({"features": 30}, 1, linear.COMPILED_EVENTS, False),
+        ({}, 1, EVENTS, True),
+        ({}, 42, EVENTS, True),
+        ({}, 43, EVENTS, False),
+        ({}, 1, EVENTS - 1, False),
+        ({"feature_map": "linrec"}, 1, EVENTS, False),
+        ({"half_life_days": 3.0}, 1, EVENTS, False),
+        ({"features": 30}, 1, EVENTS, False),
     ],
 )
 def test_when_events_are_read_directly(changes: dict[str, Any], candidates: int, events: int, directly: bool) -> None:
     settings: dict[str, Any] = {"feature_map": "clusters", "heads": 1, "features": 32} | changes
     attention = LinearAttention(64, **settings)
-    query_BCD = torch.zeros(1, candidates, 64)
+    query_BCD = torch.zeros(8, candidates, 64)
     assert attention.reads_directly(query_BCD, events) == directly
+    assert not attention.reads_directly(query_BCD[:1], 8 * events)
     assert not attention.reads_directly(query_BCD.double(), events)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not attention.reads_directly(query_BCD, events)
