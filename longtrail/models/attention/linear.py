@@ -214,7 +214,7 @@ class LinearAttention(nn.Module):
         self.temperature = nn.Parameter(torch.full((G,), temperature))
         clusters = self.map.clusters
         self.key_bias = nn.Parameter(torch.zeros(G * features)) if clusters else None
-        self.query_bias = nn.Parameter(torch.zeros(layers, heads * features)) if clusters else None
+        self.query_bias = nn.Parameter(torch.zeros(G * features)) if clusters else None  # flat, as key_bias: weight decay leaves vectors alone
         self.log_priors = nn.Parameter(torch.full((G,), math.log(prior_events))) if clusters else None
         self.log_rates = None
         if half_life_days is not None:  # head h of a layer forgets 4^h times as fast as its head 0
@@ -244,7 +244,7 @@ class LinearAttention(nn.Module):
             (layer, head), features = divmod(g, self.heads), slice(g * F, (g + 1) * F)
             own = slice(head * F, (head + 1) * F)
             self.keys[:, features] = self.queries[layer][:, own] = centres_FD.T / variance
-            self.key_bias[features] = self.query_bias[layer, own] = -centres_FD.square().sum(1) / (2 * variance)
+            self.key_bias[features] = self.query_bias[features] = -centres_FD.square().sum(1) / (2 * variance)
 
     def rates(self) -> Tensor | None:
         """[G], 1 / day."""
@@ -366,7 +366,7 @@ class LinearAttention(nn.Module):
         """φ(q) [B, H, C, F]."""
         temperature_H = self.temperature[layer * self.heads : (layer + 1) * self.heads]
         temperature_X = temperature_H.repeat_interleave(self.shape["features"])
-        bias_X = None if self.query_bias is None else self.query_bias[layer] * temperature_X
+        bias_X = None if self.query_bias is None else self.query_bias.view(len(self.queries), -1)[layer] * temperature_X
         inner_BCX = _inner(at_least_float32(query_BCD), self.queries[layer] * temperature_X, bias_X)
         return self.map.queries(inner_BCX.unflatten(-1, (self.heads, -1))).transpose(1, 2)
 

@@ -51,7 +51,7 @@ def slow_read(attention: LinearAttention, inputs: tuple[Tensor, Tensor, Tensor, 
                 own, part = slice(h * F, (h + 1) * F), slice(g * F, (g + 1) * F)
                 inner_q, inner_k = q @ attention.queries[layer][:, own], k @ attention.keys[:, part]
                 if attention.map.clusters:
-                    inner_q = inner_q / (q @ q + 1e-6).sqrt() + attention.query_bias[layer, own]  # type: ignore[index]
+                    inner_q = inner_q / (q @ q + 1e-6).sqrt() + attention.query_bias.view(len(attention.queries), -1)[layer, own]  # type: ignore[union-attr]
                     inner_k = inner_k / (k.square().sum(1, keepdim=True) + 1e-6).sqrt() + attention.key_bias[part]  # type: ignore[index]
                 phi_q = attention.map.queries(inner_q * attention.temperature[g])
                 phi_k = attention.map.keys(inner_k * attention.temperature[g])
