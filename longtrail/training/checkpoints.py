@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longtrail.files import atomic_file
 
-FORMAT = 2  # in every fingerprint: a file written by another layout of this module is never picked up
+FORMAT = 3  # in every fingerprint: a file written by another layout of this module is never picked up
 STATE_FILE = "state.safetensors"
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ class Progress:
     best_value: float | None = None
     best_epoch: int = 0
     best: Weights = field(default_factory=dict)  # the best epoch's weights, on the CPU
+    averaged: int = 0  # steps that `average` is of
+    average: Weights = field(default_factory=dict)  # the running means of weights, where the model trains; none where none are kept
     curve: list[Row] = field(default_factory=list)
 
     def exhausted(self, patience: int) -> bool:
@@ -47,7 +49,7 @@ class Progress:
         return self.best_value is not None and self.waited >= patience
 
     def facts(self) -> dict[str, Any]:
-        names = ("epochs", "step", "loss", "waited", "best_value", "best_epoch", "curve")
+        names = ("epochs", "step", "loss", "waited", "best_value", "best_epoch", "averaged", "curve")
         return {name: getattr(self, name) for name in names}
 
 
@@ -68,6 +70,7 @@ class Checkpoint:
         """`optimiser` is a torch optimiser's state_dict; its hyper-parameters are not kept, since the fingerprint already fixes them."""
         tensors = {f"model.{name}": value for name, value in model.items()}
         tensors |= {f"best.{name}": value for name, value in progress.best.items()}
+        tensors |= {f"average.{name}": value for name, value in progress.average.items()}
         for index, state in optimiser["state"].items():
             tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
         # Clones: safetensors refuses tensors that share memory.
@@ -94,7 +97,7 @@ class Checkpoint:
             index, key = name.split(".", 1)
             optimiser.setdefault(int(index), {})[key] = value
         facts["loss"] = tuple(facts["loss"])
-        return Progress(**facts, best=_below(tensors, "best.")), _below(tensors, "model."), optimiser
+        return Progress(**facts, best=_below(tensors, "best."), average=_below(tensors, "average.")), _below(tensors, "model."), optimiser
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -14,6 +14,7 @@ from longtrail.examples import FeatureSet, RankingBatches, SequenceBatches, Targ
 from longtrail.models.registry import build_model
 from longtrail.models.store import LoadedModel, weights_hash
 from longtrail.retrieval.index import Exclusion
+from longtrail.training.averaging import WeightAverage
 from longtrail.training.checkpoints import Checkpoint, Progress, Row, fingerprint
 from longtrail.training.continuing import continue_from
 from longtrail.training.interactions import transition_counts
@@ -138,13 +139,16 @@ def _train_network(
             report=report,
             checkpoint_steps=training.checkpoint_steps,
         )
-        trainer = make_trainer(training, [keeper], epochs, first_is_shorter=progress.step > 0)
+        # Before the keeper, which writes down what it has made of a step.
+        means = [WeightAverage(progress, settings.weight_average, training.accumulate)] if settings.weight_average else []
+        trainer = make_trainer(training, [*means, keeper], epochs, first_is_shorter=progress.step > 0)
         log.info("%s: %s parameters, %d steps an epoch, %s", name, f"{sum(p.numel() for p in module.parameters()):,}", len(batches), _place(training))
         with freed_memory_is_kept():
             trainer.fit(learner, pieces.of(trainer.global_rank, trainer.world_size), valid)
     if progress.best:
         module.load_state_dict(progress.best)
     else:
+        module.load_state_dict({**module.state_dict(), **progress.average})
         log.warning("%s: the validation split cannot tell %s; the last epoch's weights are kept", name, metric)
     return Trained(
         module=module.cpu().eval(),

@@ -100,7 +100,8 @@ class EpochKeeper(Callback):
         value = row.get(f"valid_{self.metric}", float("nan"))
         if value == value and (progress.best_value is None or value > progress.best_value):
             progress.best_value, progress.best_epoch, progress.waited = value, progress.epochs, 0
-            progress.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in learner.model.state_dict().items()}
+            judged = {**learner.model.state_dict(), **progress.average}
+            progress.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in judged.items()}
         else:
             progress.waited += 1
         self.pieces.set_epoch(progress.epochs)  # the next one's
