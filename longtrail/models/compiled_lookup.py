@@ -4,15 +4,14 @@ A step of training at B = 256, L = 1,000 looks 256,000 rows up: what it costs is
 over the look-ups, and rows that are due a little later are already on their way to the cache. They are added in order: the same bits every time.
 """
 
-import contextlib
-from collections.abc import Callable
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
+
+from longtrail.kernels import kernel
 
 _AHEAD = 16  # look-ups
 _LINE, _LANES = 16, 8  # float32 of a cache line, and moved at a time
@@ -66,13 +65,7 @@ def _rows(added: bool) -> Any:
 _copy_row, _add_row = _rows(False), _rows(True)
 
 
-def _kernel(function: Callable) -> Any:
-    with contextlib.suppress(RuntimeError):  # numba finds no folder to keep it in: compiled again in each process
-        return numba.njit(nogil=True, cache=True)(function)
-    return numba.njit(nogil=True)(function)
-
-
-@_kernel
+@kernel
 def _sums(first, ids, second, others, out, width, wide):  # type: ignore[no-untyped-def]
     """out[r] = second[others[r]], and to its first columns first[ids[r]]."""
     for i in range(len(ids)):
@@ -82,7 +75,7 @@ def _sums(first, ids, second, others, out, width, wide):  # type: ignore[no-unty
         _add_row(out, i * wide, first, ids[i] * width, width)
 
 
-@_kernel
+@kernel
 def _learn(first, ids, second, others, rows, width, wide, stride):  # type: ignore[no-untyped-def]
     """The other way: rows[r] to second[others[r]], where that is not empty, and its first columns to first[ids[r]]."""
     for i in range(len(ids)):

@@ -11,27 +11,17 @@ Machines without VBMI add up all sub-scores.
 All that these kernels inline stands here: numba's cache on disk notices changes of the file of a function, not of those that it calls.
 """
 
-import contextlib
-from collections.abc import Callable
-from typing import Any
-
 import numba
 import numpy as np
 
+from longtrail.kernels import kernel
 from longtrail.retrieval.simd import BLOCK, CODES, GROUP, byte_sums, lowest, ones
 
-SIMD = "2facfbbeb4173517"  # SHA-256 of simd.py, 16 digits
+MADE_WITH = {"simd.py": "2facfbbeb4173517"}
 _TILE = 1 << 17  # bytes of codes that one user's scan reads before the next user's: stays in L2
 _TOP = 240  # where the threshold lies in 8 bits when tables are made: above it there is room for a rising threshold
 _UP = 1.002  # levels by which a byte may lie above the exact value
 _inner = numba.njit(nogil=True)  # becomes a part of the kernels that call it
-
-
-def kernel(function: Callable) -> Any:
-    """Compiled at its first call, without the interpreter's lock; kept on disk where a folder for it can be written."""
-    with contextlib.suppress(RuntimeError):  # numba finds no such folder: compiled again in each process
-        return numba.njit(nogil=True, cache=True)(function)
-    return numba.njit(nogil=True)(function)
 
 
 # ---------------------------------------------------------------- scores and their bounds

@@ -6,8 +6,10 @@ M splits, b sub-ids a split, U users of a call, T = 256 M places of a table, R l
 import numba
 import numpy as np
 
-from longtrail.retrieval.kernels import kernel
+from longtrail.kernels import kernel
 from longtrail.retrieval.simd import CODES
+
+MADE_WITH = {"simd.py": "2facfbbeb4173517"}
 
 
 @numba.njit(nogil=True, fastmath={"reassoc", "contract"})

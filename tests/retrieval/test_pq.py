@@ -1,17 +1,13 @@
 """The engines over codes against the dense index, against a sort, and against each other: exhaustive, pruned, with and without 8-bit bounds."""
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-import longtrail.retrieval
 from longtrail.config import RetrievalSettings
 from longtrail.errors import ModelError
 from longtrail.models.items.recjpq import RecJPQItems
-from longtrail.retrieval import build_index, kernels
+from longtrail.retrieval import build_index
 from longtrail.retrieval.dense import DenseIndex
 from longtrail.retrieval.device import DeviceCatalogue
 from longtrail.retrieval.index import Exclusion, Filter, Index
@@ -241,10 +237,3 @@ def test_kinds_and_what_auto_takes() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("longtrail.retrieval.factory.PRUNE_ITEMS", 1000)
         assert kind(large) == "recjpq_prune" and kind(large, list_bytes=1000) == "pqtopk"
-
-
-def test_kernels_know_which_instructions_they_were_written_for() -> None:
-    """numba keeps compiled kernels until their own file changes: a change of simd.py must change kernels.py."""
-    source = Path(longtrail.retrieval.__path__[0]) / "simd.py"
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-    assert digest == kernels.SIMD, f'simd.py has changed: write SIMD = "{digest}" in kernels.py'

@@ -8,21 +8,20 @@ the hidden layer of a tile again there and adds up all gradients from it. Ours; 
 No use of the interpreter's lock: threads run side by side.
 """
 
-import contextlib
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from longtrail.kernels import kernel
 from longtrail.models.attention.vector_code import F32, GROUP, I32, I64, LANES, PAIR, TILE, VECTORS, WHOLE, Emit
 
 _integer = types.int64
 Floats = NDArray[np.float32]
+MADE_WITH = {"vector_code.py": "079d4e0aeff8cb8f"}
 
 
 def _tiles(ahead: bool) -> Any:
@@ -240,13 +239,7 @@ def _events_from_rows(typing_context, shares, rows, row, units, width, events, o
     return signature, generate
 
 
-def _kernel(function: Callable) -> Any:
-    with contextlib.suppress(RuntimeError):  # numba finds no folder to keep it in: compiled again in each process
-        return numba.njit(nogil=True, cache=True)(function)
-    return numba.njit(nogil=True)(function)
-
-
-@_kernel
+@kernel
 def turned_events(keys, at, width, events, rows, tile):  # type: ignore[no-untyped-def]
     """A turned tile of `events` events, zeros behind them."""
     if events == TILE:
@@ -257,7 +250,7 @@ def turned_events(keys, at, width, events, rows, tile):  # type: ignore[no-untyp
     _turned(rows, 0, width, tile)  # type: ignore[call-arg]
 
 
-@_kernel
+@kernel
 def _scores(keys, n, weights, bias, last, last_bias, width, squashed, scores, candidates, length):  # type: ignore[no-untyped-def]
     """_tile for all events and candidates. Arrays are flat: slices would double the time it takes to compile."""
     tile, found = np.zeros(width * TILE, np.float32), np.empty(TILE, np.float32)
@@ -272,7 +265,7 @@ def _scores(keys, n, weights, bias, last, last_bias, width, squashed, scores, ca
                 scores[c * length + start + j] = found[j]
 
 
-@_kernel
+@kernel
 def forward(keys, counts, first, weights, bias, last, last_bias, width, length, squashed, pooled, scores, reads):  # type: ignore[no-untyped-def]
     """Scores [.., C, L], 0 on padding, and where `pooled` their sums of keys [.., C, D], of requests first .. first + len(counts) - 1.
 
@@ -299,7 +292,7 @@ def forward(keys, counts, first, weights, bias, last, last_bias, width, length, 
             clear(scores, pair * length + counts[i], length - counts[i])  # type: ignore[call-arg]
 
 
-@_kernel
+@kernel
 def backward(  # type: ignore[no-untyped-def]
     keys, counts, first, weights, bias, last, width, length, shares, reads, scores, kind, fresh, keys_grad, weights_grad, bias_grad, last_grad, sums
 ):

@@ -9,25 +9,17 @@ shares of a query again, and the sum of share times gradient that it needs is th
 Arrays are flat and float32. Later places are never read, so nothing of the past depends on them. No use of the interpreter's lock.
 """
 
-import contextlib
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 
+from longtrail.kernels import kernel
 from longtrail.models.attention.blossom_code import add, add_one, add_two, by_scores, dots, exponentials, multiply, sum_one, sum_two, turn
 from longtrail.models.attention.selection import LEAST_SHARE, NOTHING
 from longtrail.models.attention.vector_code import LANES
 
-
-def _kernel(function: Callable) -> Any:
-    with contextlib.suppress(RuntimeError):  # numba finds no folder to keep it in: compiled again in each process
-        return numba.njit(nogil=True, cache=True)(function)
-    return numba.njit(nogil=True)(function)
+MADE_WITH = {"blossom_code.py": "47489dba876400bc", "selection.py": "1956ccd8db3033f2", "vector_code.py": "079d4e0aeff8cb8f"}
 
 
-@_kernel
+@kernel
 def turned(rows, turns, counts, first, stop, sizes, sign):  # type: ignore[no-untyped-def]
     """Rotates q and k of users first .. stop - 1, in place; or, with a sign of -1, their gradients back."""
     length, heads, groups, width = sizes[:4]
@@ -38,7 +30,7 @@ def turned(rows, turns, counts, first, stop, sizes, sign):  # type: ignore[no-un
                 turn(rows, (b * length + t) * row + h * width, turns, t * width, width, sign)  # type: ignore[call-arg]
 
 
-@_kernel
+@kernel
 def windows(rows, counts, users, groups_of, numbers, sizes, stride, places, out):  # type: ignore[no-untyped-def]
     """out[r]: the keys of user users[r] and key/value head groups_of[r] in the window that ends with stride numbers[r], zeros where none is, plus
     places [G, l, d]."""
@@ -55,7 +47,7 @@ def windows(rows, counts, users, groups_of, numbers, sizes, stride, places, out)
                 add(out, to, nothing, 0, places, place, width)  # type: ignore[call-arg]
 
 
-@_kernel
+@kernel
 def _best_blocks(rows, at, sizes, keys, base, seen, own, mean, order, scores, best, chosen, to):  # type: ignore[no-untyped-def]
     """chosen[to : to + K]: selection.best_blocks of one query of a group, which sees the first `seen` block keys but `own`; -1 for none."""
     width, selected, together = sizes[3], sizes[5], sizes[1] // sizes[2]
@@ -90,7 +82,7 @@ def _best_blocks(rows, at, sizes, keys, base, seen, own, mean, order, scores, be
             chosen[to + i] = -1
 
 
-@_kernel
+@kernel
 def _list(places, t, n, row, sizes, chosen, at, distances):  # type: ignore[no-untyped-def]
     """Where the keys stand that query t of n reads, in rows of `row` numbers: own and chosen blocks, then the distances, both followed by its own
     up to whole vectors. Returns the two numbers of real ones, and where the second part begins and ends."""
@@ -120,7 +112,7 @@ def _list(places, t, n, row, sizes, chosen, at, distances):  # type: ignore[no-u
     return long, short, begin, end
 
 
-@_kernel
+@kernel
 def _shares(rows, query, key, width, places, read, shares, to):  # type: ignore[no-untyped-def]
     """Both paths' softmax of one head's query over a list of places, not divided yet by the two sums that it returns."""
     long, short, begin, end = read
@@ -132,7 +124,7 @@ def _shares(rows, query, key, width, places, read, shares, to):  # type: ignore[
     return exponentials(shares, to, begin)[0], exponentials(shares, to + begin, end - begin)[0]  # type: ignore[call-arg]
 
 
-@_kernel
+@kernel
 def _sums_of_keys(heads, shares, room, keys, base, places, count, width, out, to):  # type: ignore[no-untyped-def]
     """sum_one for any number of heads."""
     for m in range(0, heads - 1, 2):
@@ -141,7 +133,7 @@ def _sums_of_keys(heads, shares, room, keys, base, places, count, width, out, to
         sum_one(shares, (heads - 1) * room, room, keys, base, places, count, width, out, to + (heads - 1) * width)
 
 
-@_kernel
+@kernel
 def _additions_to_keys(heads, shares, room, rows, at, width, keys, base, places, count):  # type: ignore[no-untyped-def]
     """add_one for any number of heads."""
     for m in range(0, heads - 1, 2):
@@ -150,14 +142,14 @@ def _additions_to_keys(heads, shares, room, rows, at, width, keys, base, places,
         add_one(shares, (heads - 1) * room, room, rows, at + (heads - 1) * width, width, keys, base, places, count)
 
 
-@_kernel
+@kernel
 def _room(sizes, distances):  # type: ignore[no-untyped-def]
     """The most places of a list."""
     most = (sizes[5] + 1) * sizes[4]
     return (most + LANES - 1) // LANES * LANES + (len(distances) + LANES - 1) // LANES * LANES
 
 
-@_kernel
+@kernel
 def forward(rows, counts, gates, keys, seen, firsts, distances, sizes, first, stop, out, chosen, kept):  # type: ignore[no-untyped-def]
     """out[b, t] = gate · long + gate · short of all heads, for the real places of blocks first .. stop - 1 of all users' blocks.
 
@@ -189,7 +181,7 @@ def forward(rows, counts, gates, keys, seen, firsts, distances, sizes, first, st
                 _sums_of_keys(together, shares, room, rows, value, places, read[3], width, out, to)
 
 
-@_kernel
+@kernel
 def backward(rows, counts, gates, chosen, distances, sizes, first, stop, grad, rows_grad, gates_grad):  # type: ignore[no-untyped-def]
     """Gradients of rows, still rotated, and of gates, both from zeros, for users' groups first .. stop - 1 of B · G."""
     length, heads, groups, width, _, selected, _ = sizes

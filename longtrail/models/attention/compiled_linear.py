@@ -8,13 +8,9 @@ gradients cost as little. What is left is the features' own matrix product and i
 kind SOFT: φ = softmax over a head's features; else elu + 1. Directed: of k / |k|. Padding is skipped. No use of the interpreter's lock.
 """
 
-import contextlib
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 
+from longtrail.kernels import kernel
 from longtrail.models.attention.compiled import clear, copy, sums_of_events, turned_events
 from longtrail.models.attention.linear_code import (
     add_lanes,
@@ -32,16 +28,12 @@ from longtrail.models.attention.linear_code import (
 )
 from longtrail.models.attention.vector_code import GROUP, LANES, TILE
 
+MADE_WITH = {"compiled.py": "a8e4159467e16105", "linear_code.py": "b8f6834e863dc6d8", "vector_code.py": "079d4e0aeff8cb8f"}
+
 SOFT, ELU1 = 1, 2  # kinds of features
 
 
-def _kernel(function: Callable) -> Any:
-    with contextlib.suppress(RuntimeError):  # numba finds no folder to keep it in: compiled again in each process
-        return numba.njit(nogil=True, cache=True)(function)
-    return numba.njit(nogil=True)(function)
-
-
-@_kernel
+@kernel
 def _features(tile, weights, bias, nothing, over, sizes, inner, out, keys, following):  # type: ignore[no-untyped-def]
     """inner = W k (over |k|) and features `out` of a turned tile; meanwhile the one at keys[following] is asked for."""
     width, heads, features, kind, directed = sizes[1], sizes[2], sizes[3], sizes[5], sizes[6]
@@ -56,7 +48,7 @@ def _features(tile, weights, bias, nothing, over, sizes, inner, out, keys, follo
         elu1(inner, heads * features * TILE, out)  # type: ignore[call-arg]
 
 
-@_kernel
+@kernel
 def forward(keys, counts, weights, bias, queries, sizes, first, stop, reads, norms):  # type: ignore[no-untyped-def]
     """reads [B, C, H, D] = Σ_l w k_l, from zeros, and norms [B, C, H] = Σ_l w, of requests first .. stop - 1.
 
@@ -87,7 +79,7 @@ def forward(keys, counts, weights, bias, queries, sizes, first, stop, reads, nor
             norms[b * pairs + pair] = sums[pair * LANES : (pair + 1) * LANES].sum()
 
 
-@_kernel
+@kernel
 def backward(  # type: ignore[no-untyped-def]
     keys, counts, weights, bias, queries, reads, norms, sizes, each, first, stop, keys_grad, queries_grad, weights_grad, bias_grad
 ):
