@@ -96,3 +96,12 @@ def test_keeping_freed_memory_changes_no_number() -> None:
     with freed_memory_is_kept():
         assert sums() == plain
     assert sums() == plain
+
+
+def test_what_is_kept_through_a_pass_is_not_torchs_memory(features: FeatureSet) -> None:
+    """Tensors kept among a batch's large blocks break the heap into pieces, and the process grows with every batch."""
+    settings = MeanPoolingSettings(**SMALL)
+    learner = RankerLearner(build_model(settings, features.sizes), settings)
+    learner.on_validation_epoch_start()
+    learner.validation_step(next(iter(RankingBatches(features, "valid", max_history=20, batch_size=64))), 0)
+    assert all(column.flags.owndata for row in learner._rows for column in row)
