@@ -103,5 +103,6 @@ def test_what_is_kept_through_a_pass_is_not_torchs_memory(features: FeatureSet) 
     settings = MeanPoolingSettings(**SMALL)
     learner = RankerLearner(build_model(settings, features.sizes), settings)
     learner.on_validation_epoch_start()
-    learner.validation_step(next(iter(RankingBatches(features, "valid", max_history=20, batch_size=64))), 0)
+    with torch.no_grad():
+        learner.validation_step(next(iter(RankingBatches(features, "valid", max_history=20, batch_size=64))), 0)
     assert all(column.flags.owndata for row in learner._rows for column in row)
