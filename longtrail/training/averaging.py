@@ -28,33 +28,29 @@ class WeightAverage(Callback):
         self.progress, self.decay, self.accumulate = progress, decay, accumulate
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        weights = floats(_model(pl_module))
+        assert isinstance(pl_module.model, nn.Module)
+        self.weights = changing(pl_module.model)
         kept = self.progress.average
-        self.progress.average = {name: kept.get(name, tensor).to(tensor.device, copy=True) for name, tensor in weights.items()}
+        self.progress.average = {name: kept.get(name, tensor).to(tensor.device, copy=True) for name, tensor in self.weights.items()}
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % self.accumulate:
             return
         self.progress.averaged += 1
         share = max(1 - self.decay, _FIRST / (self.progress.averaged + _FIRST))
-        torch._foreach_lerp_(list(self.progress.average.values()), list(floats(_model(pl_module)).values()), share)
+        torch._foreach_lerp_(list(self.progress.average.values()), list(self.weights.values()), share)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        exchange(floats(_model(pl_module)), self.progress.average)
+        exchange(self.weights, self.progress.average)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        exchange(floats(_model(pl_module)), self.progress.average)
+        exchange(self.weights, self.progress.average)
 
 
-def _model(learner: lightning.LightningModule) -> nn.Module:
-    model = learner.model
-    assert isinstance(model, nn.Module)
-    return model
-
-
-def floats(model: nn.Module) -> dict[str, Tensor]:
-    """The model's own tensors by name, those that a mean can be taken of: no codes and no counters."""
-    return {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+def changing(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own tensors by name, those that training changes and a mean can be taken of: no frozen weights, no codes, no counters."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point() and name not in frozen}
 
 
 @torch.no_grad()
