@@ -45,7 +45,7 @@ def test_the_means_are_those_of_the_formula(decay: float, accumulate: int) -> No
     wanted = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     progress = Progress()
     average, holder = WeightAverage(progress, decay, accumulate), Holder(model)
-    average.on_train_start(TRAINER, holder)
+    average.on_train_epoch_start(TRAINER, holder)
     for batch in range(60):
         with torch.no_grad():
             for parameter in model.parameters():
@@ -67,7 +67,7 @@ def test_the_means_stand_in_the_models_place_while_it_is_judged() -> None:
     weight = model.state_dict()["0.weight"]
     progress = Progress()
     average, holder = WeightAverage(progress, 0.9), Holder(model)
-    average.on_train_start(TRAINER, holder)
+    average.on_train_epoch_start(TRAINER, holder)
     weight.add_(1)
     raw, mean = weight.clone(), progress.average["0.weight"].clone()
     assert not torch.equal(raw, mean)

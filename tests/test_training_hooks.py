@@ -98,7 +98,7 @@ def test_keeping_freed_memory_changes_no_number() -> None:
     assert sums() == plain
 
 
-def test_what_is_kept_through_a_pass_is_not_torchs_memory(features: FeatureSet) -> None:
+def test_what_is_kept_through_a_pass_is_a_copy(features: FeatureSet) -> None:
     """Tensors kept among a batch's large blocks break the heap into pieces, and the process grows with every batch."""
     settings = MeanPoolingSettings(**SMALL)
     learner = RankerLearner(build_model(settings, features.sizes), settings)

@@ -9,7 +9,7 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-WeightAverage = Annotated[
+MeanDecay = Annotated[
     float, Field(ge=0.0, lt=1.0, description="decay a step of the running means of weights that are judged and kept; 0: the weights as they are")
 ]
 

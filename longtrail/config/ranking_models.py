@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from longtrail.config.base import Count, Positive, PositiveFloat, Rate, Settings, WeightAverage
+from longtrail.config.base import Count, MeanDecay, Positive, PositiveFloat, Rate, Settings
 from longtrail.config.slots import WithItems
 
 
@@ -26,7 +26,7 @@ class RankerSettings(WithItems):
     max_history: Positive = 200
     learning_rate: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    weight_average: WeightAverage = 0.99  # a pass over a large log is a few thousand steps, and the newest hundred already calm it
+    weight_average: MeanDecay = 0.99  # a pass over a large log is a few thousand steps, and the newest hundred already calm it
     batch_size: Positive = Field(256, description="requests per step")
     max_epochs: Positive = 8
     patience: Positive = Field(2, description="epochs without a better validation metric before training stops")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from longtrail.config.base import Positive, PositiveFloat, Rate, Settings, Share, WeightAverage
+from longtrail.config.base import MeanDecay, Positive, PositiveFloat, Rate, Settings, Share
 from longtrail.config.slots import AttentionSettings, FullAttentionSettings, WithItems
 
 
@@ -37,7 +37,7 @@ class EncoderSettings(WithItems):
     gbce_prior: bool = Field(True, description="gbce: logits start at the odds of a positive (ours; ranks alike, learns at once); false: the paper")
     learning_rate: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    weight_average: WeightAverage = 0.999
+    weight_average: MeanDecay = 0.999
     batch_size: Positive = Field(128, description="windows per step")
     max_epochs: Positive = 40
     patience: Positive = Field(5, description="epochs without a better validation metric before training stops")

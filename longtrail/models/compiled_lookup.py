@@ -13,6 +13,8 @@ from torch import Tensor
 
 from longtrail.kernels import kernel
 
+MADE_WITH = {"kernels.py": "be9794c4dfea49a5"}
+
 _AHEAD = 16  # look-ups
 _LINE, _LANES = 16, 8  # float32 of a cache line, and moved at a time
 

@@ -17,7 +17,7 @@ import numpy as np
 from longtrail.kernels import kernel
 from longtrail.retrieval.simd import BLOCK, CODES, GROUP, byte_sums, lowest, ones
 
-MADE_WITH = {"simd.py": "2facfbbeb4173517"}
+MADE_WITH = {"kernels.py": "be9794c4dfea49a5", "retrieval/simd.py": "2facfbbeb4173517"}
 _TILE = 1 << 17  # bytes of codes that one user's scan reads before the next user's: stays in L2
 _TOP = 240  # where the threshold lies in 8 bits when tables are made: above it there is room for a rising threshold
 _UP = 1.002  # levels by which a byte may lie above the exact value

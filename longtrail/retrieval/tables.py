@@ -9,7 +9,7 @@ import numpy as np
 from longtrail.kernels import kernel
 from longtrail.retrieval.simd import CODES
 
-MADE_WITH = {"simd.py": "2facfbbeb4173517"}
+MADE_WITH = {"kernels.py": "be9794c4dfea49a5", "retrieval/simd.py": "2facfbbeb4173517"}
 
 
 @numba.njit(nogil=True, fastmath={"reassoc", "contract"})

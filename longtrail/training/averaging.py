@@ -1,4 +1,4 @@
-"""Running means of a model's weights, which are what is judged and kept: as good as a learning rate that falls, without knowing when training ends.
+"""Running means of a model's weights, which are what is judged and kept: what a falling learning rate is for, without knowing when training ends.
 
     after step t:   mean ← mean + max(1 - decay, 9 / (t + 9)) · (weights - mean)
 
@@ -26,10 +26,15 @@ class WeightAverage(Callback):
 
     def __init__(self, progress: Progress, decay: float, accumulate: int = 1) -> None:
         self.progress, self.decay, self.accumulate = progress, decay, accumulate
+        self.weights: dict[str, Tensor] = {}
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.weights:
+            return
+        # Not before: the first process's buffers have been given to all since training began.
         assert isinstance(pl_module.model, nn.Module)
         self.weights = changing(pl_module.model)
+        assert len({tensor.data_ptr() for tensor in self.weights.values()}) == len(self.weights), "tensors that share memory would be exchanged twice"
         kept = self.progress.average
         self.progress.average = {name: kept.get(name, tensor).to(tensor.device, copy=True) for name, tensor in self.weights.items()}
 
@@ -46,9 +51,13 @@ class WeightAverage(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         exchange(self.weights, self.progress.average)
 
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.weights = {}  # of the device; Lightning moves the model away from there
+        self.progress.average = {name: tensor.cpu() for name, tensor in self.progress.average.items()}
+
 
 def changing(model: nn.Module) -> dict[str, Tensor]:
-    """The model's own tensors by name, those that training changes and a mean can be taken of: no frozen weights, no codes, no counters."""
+    """The model's own tensors by name, those that training may change and a mean can be taken of: no frozen weights, no codes, no counters."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point() and name not in frozen}
 

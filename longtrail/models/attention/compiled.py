@@ -21,7 +21,7 @@ from longtrail.models.attention.vector_code import F32, GROUP, I32, I64, LANES, 
 
 _integer = types.int64
 Floats = NDArray[np.float32]
-MADE_WITH = {"vector_code.py": "079d4e0aeff8cb8f"}
+MADE_WITH = {"kernels.py": "be9794c4dfea49a5", "models/attention/vector_code.py": "079d4e0aeff8cb8f"}
 
 
 def _tiles(ahead: bool) -> Any:

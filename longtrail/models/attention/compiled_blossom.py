@@ -16,7 +16,12 @@ from longtrail.models.attention.blossom_code import add, add_one, add_two, by_sc
 from longtrail.models.attention.selection import LEAST_SHARE, NOTHING
 from longtrail.models.attention.vector_code import LANES
 
-MADE_WITH = {"blossom_code.py": "47489dba876400bc", "selection.py": "1956ccd8db3033f2", "vector_code.py": "079d4e0aeff8cb8f"}
+MADE_WITH = {
+    "kernels.py": "be9794c4dfea49a5",
+    "models/attention/blossom_code.py": "47489dba876400bc",
+    "models/attention/selection.py": "1956ccd8db3033f2",
+    "models/attention/vector_code.py": "079d4e0aeff8cb8f",
+}
 
 
 @kernel

@@ -28,7 +28,12 @@ from longtrail.models.attention.linear_code import (
 )
 from longtrail.models.attention.vector_code import GROUP, LANES, TILE
 
-MADE_WITH = {"compiled.py": "a8e4159467e16105", "linear_code.py": "b8f6834e863dc6d8", "vector_code.py": "079d4e0aeff8cb8f"}
+MADE_WITH = {
+    "kernels.py": "be9794c4dfea49a5",
+    "models/attention/compiled.py": "e33864495fbfbf81",
+    "models/attention/linear_code.py": "b8f6834e863dc6d8",
+    "models/attention/vector_code.py": "079d4e0aeff8cb8f",
+}
 
 SOFT, ELU1 = 1, 2  # kinds of features
 
