@@ -34,7 +34,8 @@ class WeightAverage(Callback):
         # Not before: the first process's buffers have been given to all since training began.
         assert isinstance(pl_module.model, nn.Module)
         self.weights = changing(pl_module.model)
-        assert len({tensor.data_ptr() for tensor in self.weights.values()}) == len(self.weights), "tensors that share memory would be exchanged twice"
+        places = [tensor.data_ptr() for tensor in self.weights.values() if tensor.numel()]
+        assert len(set(places)) == len(places), "tensors that share memory would be exchanged twice"
         kept = self.progress.average
         self.progress.average = {name: kept.get(name, tensor).to(tensor.device, copy=True) for name, tensor in self.weights.items()}
 
