@@ -3,13 +3,14 @@
     python -m benchmarks.quality                                     # all boards, 3 seeds: many hours on a CPU
     python -m benchmarks.quality --board ml-1m-next-item --seeds 1   # one board
     python -m benchmarks.quality --minutes 60 --workers 2            # as much as an hour allows; the next call goes on
-    python -m benchmarks.quality --minutes 0 --results FILE          # the table of what has been run, nothing more
+    python -m benchmarks.quality --minutes 0                         # the tables of what has been run, nothing more
+    python -m benchmarks.quality --minutes 0 --results benchmarks/quality/recorded.json --page docs/quality.md   # and record it
 
 Each cell (board, model, seed) is trained in a process of its own and leaves a JSON file under --work, so that an interrupted board goes on where
-it stopped. The table and one JSON are made of the cells that are there; a cell that was not run is a dash, never a guess.
+it stopped. A cell whose settings are not the board's any more is trained again. The table and one JSON are made of the cells that are there and of
+those that the JSON has already; a cell that was not run is missing from them, never guessed.
 """
 
-import json
 import logging
 import os
 import platform
@@ -24,9 +25,10 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.quality.board import Cell, cells, load_boards
+from benchmarks.quality.record import read_cells, to_run, with_tables, write_results
 from benchmarks.quality.table import markdown, summary
 from components.command import run
-from longtrail.files import write_json
+from longtrail.files import atomic_file
 
 log = logging.getLogger("quality")
 
@@ -40,10 +42,11 @@ def quality(
     data: Annotated[Path, typer.Option(help="folder of the data files")] = Path("../shared/data"),
     work: Annotated[Path, typer.Option(help="features and cells, kept between calls")] = Path("build/quality"),
     results: Annotated[Path, typer.Option(help="the one JSON of all cells")] = Path("build/quality/quality.json"),
+    page: Annotated[Path | None, typer.Option(help="a page in Markdown whose tables are renewed")] = None,
 ) -> None:
     """Train and judge what has not been yet, then print the tables."""
     boards = load_boards(board)
-    missing = [c for c in cells(boards, model, seeds) if not (work / "cells" / c.file).exists()]
+    missing = to_run(cells(boards, model, seeds), boards, work)
     until = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     log.info("%d cells to run", len(missing))
     (work / "logs").mkdir(parents=True, exist_ok=True)
@@ -51,17 +54,23 @@ def quality(
         for done, (cell, code) in enumerate(pool.map(lambda c: (c, _run(c, until, data=data, work=work)), missing), start=1):
             if code is not None:
                 log.info("%d/%d %s: %s", done, len(missing), cell.file, "done" if code == 0 else f"failed, see {_log(cell, work)}")
-    found = [json.loads(path.read_text()) for path in sorted((work / "cells").glob("*/*.json"))]
+    everything = load_boards()
+    found = read_cells(everything, work, results)
+    rows = {name: summary(name, chosen, found) for name, chosen in everything.items()}
     document = {
         "made": datetime.now(UTC).isoformat(timespec="minutes"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "command": "python -m benchmarks.quality",
-        "boards": {name: summary(name, chosen, found) for name, chosen in boards.items()},
         "cells": found,
     }
-    write_json(results, document)
+    write_results(results, document)
+    tables = {name: markdown(everything[name], rows[name]) for name in rows}
+    if page is not None:
+        text = with_tables(page.read_text(encoding="utf-8"), tables, name=str(page))
+        with atomic_file(page) as aside:
+            aside.write_text(text, encoding="utf-8")
     for name, chosen in boards.items():
-        typer.echo(markdown(chosen, document["boards"][name]))  # type: ignore[index]
+        typer.echo(f"### {chosen.title}\n\n{chosen.about}\n\n{tables[name]}")
 
 
 def _run(cell: Cell, until: float, *, data: Path, work: Path) -> int | None:

@@ -1,9 +1,11 @@
 """A board: one dataset, one split, and the models that are compared on it. Each file of boards/ is one, in the terms of params.yaml."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -15,6 +17,14 @@ from longtrail.errors import ConfigError
 BOARDS = Path(__file__).parent / "boards"
 
 
+class LongMemory(Settings):
+    """The simulated world of long_memory.py."""
+
+    kind: Literal["long_memory"]
+    users: Positive
+    events: Positive  # of each user
+
+
 class Board(Settings):
     """`{data}` in the dataset's paths stands for the folder of the data."""
 
@@ -22,7 +32,7 @@ class Board(Settings):
     about: str
     dataset: Dataset
     split: SplitSettings
-    simulated: Literal["long_memory"] | None = None  # made by long_memory.py, not read from the data
+    simulated: LongMemory | None = None  # made, not read from the data
     rows_are_ordered: bool = False  # the file has no times: its row numbers are taken for seconds
     newest_requests: Positive | None = None  # ranking: train on this many newest requests of the training period, as a daily job would
     metrics: tuple[str, ...]  # columns of the table, the first is the one models are compared by
@@ -30,6 +40,24 @@ class Board(Settings):
     training: TrainingSettings = TrainingSettings(threads=1)
     models: dict[str, Model]
     published: dict[str, dict[str, float]] = Field(default_factory=dict)  # model → metric → the figure of its paper
+
+    @property
+    def data_key(self) -> str:
+        """Digest of what decides the features that the models train on."""
+        return self._digest({"dataset", "split", "simulated", "rows_are_ordered"})
+
+    @property
+    def protocol(self) -> str:
+        """Digest of all that decides a cell beside its model's settings and its seed."""
+        return self._digest({"dataset", "split", "simulated", "rows_are_ordered", "newest_requests", "training"})
+
+    def is_current(self, cell: Mapping[str, Any]) -> bool:
+        """Whether a recorded cell was trained as the board says now. What the code did then, only its `commit` tells."""
+        model = self.models.get(cell["model"])
+        return model is not None and cell.get("protocol") == self.protocol and cell["settings"] == model.model_dump(mode="json")
+
+    def _digest(self, names: set[str]) -> str:
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json", include=names), sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, order=True)

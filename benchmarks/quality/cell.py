@@ -35,15 +35,17 @@ def cell(
     folder = prepare(board, chosen, data=data, work=work)
     features, settings = FeatureSet.open(folder), chosen.models[model]
     since = _since(features, chosen) if settings.stage == "ranking" else None
+    memory = _peak_memory_bytes()
     before, began = time.process_time(), time.perf_counter()
     trained = train(
         features, settings, f"{board}-{model}-{seed}", chosen.training.model_copy(update={"seed": seed}),
         data=hash_path(folder / "features.json"), checkpoints=work / "checkpoints", since=since,
     )  # fmt: skip
-    cpu_seconds, seconds = time.process_time() - before, time.perf_counter() - began
+    cpu_seconds, seconds, trained_memory = time.process_time() - before, time.perf_counter() - began, _peak_memory_bytes()
     card = ModelCard(name=model, settings=settings, sizes=features.sizes, actions=features.actions, prior_click_rate=features.prior_click_rate)
     result: dict[str, Any] = {
         **vars(Cell(seed=seed, board=board, model=model)),
+        "protocol": chosen.protocol,
         "settings": settings.model_dump(mode="json"),
         "metrics": judge(LoadedModel(module=trained.module, card=card), features, chosen),
         "valid": {trained.metric: trained.value},
@@ -54,7 +56,8 @@ def cell(
         "resumed": trained.resumed_from > 0,
         "parameters": sum(p.numel() for p in trained.module.parameters()),
         "state_bytes": sum(t.numel() * t.element_size() for t in trained.module.state_dict().values()),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": trained_memory,
+        "memory_before_training_bytes": memory,
         "commit": git_commit(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
@@ -62,6 +65,11 @@ def cell(
     if trained.checkpoint is not None:
         trained.checkpoint.remove()
     log.info("%s %s seed %d: %s", board, model, seed, {name: round(value, 4) for name, value in result["metrics"].items()})
+
+
+def _peak_memory_bytes() -> int:
+    """Of this process until now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def judge(model: Any, features: Any, board: Board) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """A world whose interests come back after thousands of events: only a model that reads the whole history can know them.
 
-U users, C categories. Every user has a fixed taste for every category. Their history goes through phases, each about a few categories, so that most
-categories were last met long ago. What they are shown comes from all categories alike, and a click depends on the taste and on the item's
-quality. The newest 200 events tell of few categories, the whole history of all.
+U users, C categories. Every user has a fixed taste for every category. Their history goes through phases, each about `kept` of the categories, so
+that a category comes back after phase · C / kept events on average: 2,500. What they are shown comes from all categories alike, and a click depends
+on the taste and on the item's quality. The newest 200 events tell of few categories, the whole history of all.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ START = 1_600_000_000  # seconds
 
 
 def write_long_memory(
-    folder: Path, *, users: int = 1_200, items: int = 1_000, categories: int = 20, events: int = 2_000, phase: int = 250, kept: int = 2,
+    folder: Path, *, users: int, events: int, items: int = 1_000, categories: int = 20, phase: int = 250, kept: int = 2,
     requests: int = 40, shown: int = 10, seed: int = 0,
 ) -> None:  # fmt: skip
     """`events.parquet` and `impressions.parquet` in `folder`. `kept` categories make a phase of `phase` events."""

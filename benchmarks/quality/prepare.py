@@ -22,15 +22,15 @@ log = logging.getLogger("quality")
 
 def prepare(name: str, board: Board, *, data: Path, work: Path) -> Path:
     """The features folder of `board`. Raises DatasetError naming a data file that is not there."""
-    folder = work / "data" / name
+    folder = work / "data" / f"{name}-{board.data_key}"
     features = folder / "features"
     with FileLock(work / f"{name}.lock"):
         if (features / "features.json").exists():
             return features
         folder.mkdir(parents=True, exist_ok=True)
-        if board.simulated == "long_memory":
+        if board.simulated is not None:
             data = folder / "made"
-            write_long_memory(data)
+            write_long_memory(data, users=board.simulated.users, events=board.simulated.events)
         params = folder / "params.yaml"
         params.write_text(yaml.safe_dump(_params(board, data=data, folder=folder)), encoding="utf-8")
         ingest(params, folder / "tables")

@@ -6,20 +6,30 @@ import numpy as np
 
 from benchmarks.quality.board import Board
 
+OTHERWISE = "†"  # trained with other settings than the board has now
+
 
 def summary(name: str, board: Board, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Model → {"seeds", "metrics": {name: {"mean", "std"}}, "cpu_minutes", "state_bytes", "learnt"}; models without a cell are left out."""
+    """Model → {"seeds", "current", "metrics": {name: {"mean", "std"}}, "cpu_minutes", …}; models without a cell are left out.
+
+    Only cells trained alike are averaged: those of the board's settings, or, where there are none, those like the first seed's.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for model in board.models:
-        cells = [c for c in found if c["board"] == name and c["model"] == model]
+        cells = _alike(board, [c for c in found if c["board"] == name and c["model"] == model])
         if not cells:
             continue
         values = {m: np.array([c["metrics"][m] for c in cells]) for m in board.metrics if m in cells[0]["metrics"]}
         rows[model] = {
             "seeds": len(cells),
+            "current": board.is_current(cells[0]),
             "metrics": {m: {"mean": float(v.mean()), "std": float(v.std(ddof=1)) if len(v) > 1 else None} for m, v in values.items()},
+            "best_epochs": [c["best_epoch"] for c in cells],
+            "epochs": [c["epochs"] for c in cells],
             "cpu_minutes": float(np.mean([c["train_cpu_seconds"] for c in cells]) / 60),
+            "resumed": any(c.get("resumed", False) for c in cells),
             "state_bytes": cells[0]["state_bytes"],
+            "peak_memory_bytes": max(c["peak_memory_bytes"] for c in cells),
         }
     main = board.metrics[0]
     floor = rows.get(board.baseline, {}).get("metrics", {}).get(main, {}).get("mean")
@@ -32,24 +42,38 @@ def markdown(board: Board, rows: dict[str, dict[str, Any]]) -> str:
     """The table, best first; models that have not been run stand below it."""
     main = board.metrics[0]
     order = sorted(rows, key=lambda model: -rows[model]["metrics"][main]["mean"])
-    heads = ["model", *board.metrics, "published", "seeds", "CPU min", "MB", ""]
-    lines = [f"### {board.title}", "", board.about, "", _row(heads), _row(["---"] * len(heads))]
+    published = ["published"] if board.published else []
+    lines = [_row(heads := ["model", *board.metrics, *published, "seeds", "best epoch", "CPU min", "MB", "peak MB", ""]), _row(["---"] * len(heads))]
     for model in order:
         row = rows[model]
         figures = [_figure(row["metrics"].get(m)) for m in board.metrics]
-        paper = ", ".join(f"{m} {v:g}" for m, v in board.published.get(model, {}).items()) or ""
+        paper = [", ".join(f"{m} {v:g}" for m, v in board.published.get(model, {}).items())] if board.published else []
+        learns = not board.models[model].kind.startswith(("popularity", "markov"))
+        epochs = f"{_range(row['best_epochs'])} of {_range(row['epochs'])}" if learns else ""
+        cost = ("≥ " if row["resumed"] else "") + f"{row['cpu_minutes']:.1f}"
+        sizes = [f"{row['state_bytes'] / 1e6:.2f}", f"{row['peak_memory_bytes'] / 1e6:,.0f}"]
         note = f"has learnt nothing that {board.baseline} does not know" if row["learnt"] is False else ""
-        lines.append(_row([model, *figures, paper, str(row["seeds"]), f"{row['cpu_minutes']:.1f}", f"{row['state_bytes'] / 1e6:.2f}", note]))
+        lines.append(_row([model + ("" if row["current"] else f" {OTHERWISE}"), *figures, *paper, str(row["seeds"]), epochs, cost, *sizes, note]))
     absent = [model for model in board.models if model not in rows]
     if absent:
         lines += ["", f"Not run: {', '.join(absent)}."]
     return "\n".join([*lines, ""])
 
 
+def _alike(board: Board, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    current = [c for c in cells if board.is_current(c)]
+    first = cells[:1]
+    return current or [c for c in cells if (c["settings"], c.get("protocol")) == (first[0]["settings"], first[0].get("protocol"))]
+
+
 def _figure(value: dict[str, float | None] | None) -> str:
     if value is None:
         return "–"
     return f"{value['mean']:.4f}" + (f" ± {value['std']:.4f}" if value["std"] is not None else "")
+
+
+def _range(values: list[int]) -> str:
+    return str(values[0]) if min(values) == max(values) else f"{min(values)}–{max(values)}"
 
 
 def _row(cells: list[str]) -> str:

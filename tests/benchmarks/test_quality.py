@@ -1,12 +1,18 @@
 """The quality board: its files say what the code understands; expected sampled metrics are the average of drawn ones; a table makes nothing up."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from benchmarks.quality.board import cells, load_boards
+from benchmarks.quality.board import Board, cells, load_boards
+from benchmarks.quality.record import read_cells, to_run, with_tables, write_results
 from benchmarks.quality.sampled import sampled_metrics
-from benchmarks.quality.table import markdown, summary
+from benchmarks.quality.table import OTHERWISE, markdown, summary
 from longtrail.errors import ConfigError
+from longtrail.files import write_json
 
 
 def test_every_board_is_understood_and_every_model_has_a_seed_before_any_has_two() -> None:
@@ -30,18 +36,71 @@ def test_the_expectation_is_the_mean_of_draws() -> None:
     assert found["uni100_ndcg@10"] == pytest.approx((hit / np.log2(above + 2)).mean(), abs=0.01)
 
 
-def test_a_table_holds_what_was_run_and_says_what_was_not() -> None:
-    board = load_boards(["beauty-next-item"])["beauty-next-item"]
+def a_cell(board: Board, model: str, seed: int, value: float, **other: object) -> dict[str, Any]:
+    return {
+        "board": "beauty-next-item", "model": model, "seed": seed, "metrics": {"ndcg@10": value, "recall@10": 2 * value}, "commit": "1" * 40,
+        "settings": board.models[model].model_dump(mode="json"), "protocol": board.protocol, "best_epoch": 3, "epochs": 5,
+        "train_cpu_seconds": 60.0, "state_bytes": 1_000_000, "peak_memory_bytes": 2_000_000, "resumed": False, **other,
+    }  # fmt: skip
 
-    def cell(model: str, seed: int, value: float) -> dict[str, object]:
-        metrics = {"ndcg@10": value, "recall@10": 2 * value}
-        return {"board": "beauty-next-item", "model": model, "seed": seed, "metrics": metrics, "train_cpu_seconds": 60.0, "state_bytes": 1_000_000}
 
-    found = [cell("markov", 0, 0.03), cell("sasrec", 0, 0.05), cell("sasrec", 1, 0.07), cell("popular_items", 0, 0.01)]
-    rows = summary("beauty-next-item", board, found)
+@pytest.fixture
+def board() -> Board:
+    return load_boards(["beauty-next-item"])["beauty-next-item"]
+
+
+def test_a_table_holds_what_was_run_and_says_what_was_not(board: Board) -> None:
+    runs = [("markov", 0, 0.03), ("sasrec", 0, 0.05), ("sasrec", 1, 0.07), ("popular_items", 0, 0.01)]
+    rows = summary("beauty-next-item", board, found := [a_cell(board, *run) for run in runs])
     assert rows["sasrec"]["metrics"]["ndcg@10"] == pytest.approx({"mean": 0.06, "std": np.sqrt(2e-4)})
     assert (rows["sasrec"]["learnt"], rows["popular_items"]["learnt"], rows["markov"]["learnt"]) == (True, False, None)
     text = markdown(board, rows)
     missing = ", ".join(name for name in board.models if name not in {c["model"] for c in found})
     assert "blossom" in missing
-    assert "0.0600 ± 0.0141" in text and f"Not run: {missing}." in text and text.count("has learnt nothing") == 1
+    assert "0.0600 ± 0.0141" in text and f"Not run: {missing}." in text and text.count("has learnt nothing") == 1 and OTHERWISE not in text
+
+
+def test_cells_of_other_settings_are_never_averaged_with_the_boards_own_and_are_marked(board: Board) -> None:
+    older = {**board.models["sasrec"].model_dump(mode="json"), "learning_rate": 0.5}
+    cells = [a_cell(board, "sasrec", 0, 0.01, settings=older), a_cell(board, "sasrec", 1, 0.02, protocol="another"), a_cell(board, "sasrec", 2, 0.07)]
+    both = summary("beauty-next-item", board, cells)["sasrec"]
+    assert (both["seeds"], both["current"], both["metrics"]["ndcg@10"]["mean"]) == (1, True, 0.07)
+    rows = summary("beauty-next-item", board, cells[:2])
+    assert (rows["sasrec"]["seeds"], rows["sasrec"]["current"], rows["sasrec"]["metrics"]["ndcg@10"]["mean"]) == (1, False, 0.01)
+    assert f"sasrec {OTHERWISE}" in markdown(board, rows)
+
+
+def test_a_cell_of_other_settings_is_run_again_and_gives_way_to_a_recorded_one(board: Board, tmp_path: Path) -> None:
+    def keep(cell: dict[str, Any]) -> None:
+        file = tmp_path / "cells" / "beauty-next-item" / f"{cell['model']}-{cell['seed']}.json"
+        write_json(file, cell)
+
+    boards, results = {"beauty-next-item": board}, tmp_path / "recorded.json"
+    (tmp_path / "cells" / "beauty-next-item").mkdir(parents=True)
+    keep(a_cell(board, "sasrec", 0, 0.05))
+    keep(a_cell(board, "blossom", 0, 0.01, protocol="another"))
+    wanted = list(cells(boards, ["sasrec", "blossom", "markov"], 1))
+    assert [cell.model for cell in to_run(wanted, boards, tmp_path)] == ["markov", "blossom"]
+    recorded = [a_cell(board, "blossom", 0, 0.06), a_cell(board, "sasrec", 0, 0.02), a_cell(board, "markov", 0, 0.03)]
+    write_results(results, {"machine": "m", "cells": [*recorded, {**recorded[0], "model": "left the board"}]})
+    found = read_cells(boards, tmp_path, results)
+    assert {cell["model"]: cell["metrics"]["ndcg@10"] for cell in found} == {"blossom": 0.06, "sasrec": 0.05, "markov": 0.03}
+    assert {cell["commit"] for cell in found} == {"1" * 12}
+    assert len(results.read_text().splitlines()) == 2 + 4  # a line each
+
+
+def test_a_page_has_its_tables_renewed_and_names_no_board_that_there_is_not() -> None:
+    text = "before\n<!-- board: one -->\nold\n<!-- end -->\nafter\n"
+    assert with_tables(text, {"one": "| new |\n"}, name="p.md") == "before\n<!-- board: one -->\n\n| new |\n\n<!-- end -->\nafter\n"
+    with pytest.raises(ConfigError, match=r"p\.md: .*one.*expected one of two"):
+        with_tables(text, {"two": ""}, name="p.md")
+
+
+def test_the_page_of_the_board_shows_what_is_recorded() -> None:
+    boards, page = load_boards(), Path("docs/quality.md").read_text(encoding="utf-8")
+    found = json.loads(Path("benchmarks/quality/recorded.json").read_text())["cells"]
+    tables = {name: markdown(board, summary(name, board, found)) for name, board in boards.items()}
+    assert all(f"<!-- board: {name} -->" in page for name in boards)
+    assert with_tables(page, tables, name="docs/quality.md") == page, (
+        "run python -m benchmarks.quality --minutes 0 --results … --page docs/quality.md"
+    )
