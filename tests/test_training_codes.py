@@ -102,6 +102,18 @@ def test_what_the_log_does_not_say_is_left_to_chance() -> None:
     assert svd_components(tastes(3, 30), 8, seed=0).shape == (30, 3)
 
 
+@pytest.mark.parametrize("how", [svd_components, bpr_components])
+@pytest.mark.parametrize(("users", "items"), [(5, 1), (1, 1), (1, 5), (2, 2)])
+def test_codes_of_the_smallest_logs(how: Any, users: int, items: int) -> None:
+    """One item, one user: what they have in common with themselves is no more than one component."""
+    values_NK = how(csr_matrix(np.ones((users, items))), 2, seed=0)
+    assert len(values_NK) == items and np.isfinite(values_NK).all()
+    if how is svd_components:
+        assert values_NK.shape[1] == min(users, items, 2)
+        np.testing.assert_allclose(np.abs(values_NK[:, 0]), items**-0.5)
+    assert assign(values_NK, 4, 16, seed=0).codes_NM.shape == (items + 1, 4)
+
+
 # ---------------------------------------------------------------- from features
 
 

@@ -100,7 +100,7 @@ class SparseIndex:
         named = np.repeat(np.arange(len(rows_b)), counts_b) * span + self._items_n[places]
         excluded = np.zeros(0, np.int64)
         if exclude is not None:
-            kept = exclude.items <= self.items
+            kept = (exclude.items > 0) & (exclude.items <= self.items)
             excluded = (np.repeat(np.arange(len(rows_b)), np.diff(exclude.offsets_B)) * span + exclude.items)[kept]
         keys_E = np.unique(np.concatenate([named, excluded]))
         keys_E = keys_E[may_N1[keys_E % span]]

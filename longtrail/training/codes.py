@@ -81,7 +81,10 @@ def svd_components(matrix_UN: csr_matrix, components: int, *, seed: int) -> Floa
     K = min(components, *matrix_UN.shape, matrix_UN.nnz)
     if K == 0:
         return np.zeros((matrix_UN.shape[1], 0))
-    return TruncatedSVD(n_components=K, random_state=seed).fit(matrix_UN).components_.T.astype(np.float64)
+    if matrix_UN.shape[1] == 1:  # scikit-learn asks for two columns; the one singular vector of one column is 1
+        return np.ones((1, 1))
+    with np.errstate(invalid="ignore"):  # of the variance explained, which nobody asks for
+        return TruncatedSVD(n_components=K, random_state=seed).fit(matrix_UN).components_.T.astype(np.float64)
 
 
 def bpr_components(matrix_UN: csr_matrix, components: int, *, seed: int) -> Floats:

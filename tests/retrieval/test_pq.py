@@ -65,7 +65,8 @@ def test_ten_thousand_small_cases_equal_a_sort(pruning: str) -> None:
         scores_BN = (user_BD @ vectors(codes_NM, centroids).T).numpy()
         scores_BN[:, 0] = -np.inf
         owners, hidden = np.repeat(np.arange(count), np.diff(exclude.offsets_B)), exclude.items
-        scores_BN[owners[hidden <= items], hidden[hidden <= items]] = -np.inf
+        known = (hidden >= 0) & (hidden <= items)
+        scores_BN[owners[known], hidden[known]] = -np.inf
         order_BN = np.argsort(-scores_BN, axis=1, kind="stable")[:, :k]
         best_BN = np.take_along_axis(scores_BN, order_BN, 1)
         order_BN[best_BN == -np.inf] = 0
@@ -237,3 +238,17 @@ def test_kinds_and_what_auto_takes() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("longtrail.retrieval.factory.PRUNE_ITEMS", 1000)
         assert kind(large) == "recjpq_prune" and kind(large, list_bytes=1000) == "pqtopk"
+
+
+def test_autocast_around_a_search_changes_nothing() -> None:
+    """As it is on a GPU, where early stopping asks within training's bf16, and on a CPU."""
+    rng = np.random.default_rng(3)
+    codes_NM, centroids = catalogue(rng, 900, 4, 64, "random")
+    user_BD, targets = users(rng, 5, centroids.shape[0] * centroids.shape[2]), torch.from_numpy(rng.integers(1, 901, size=5))
+    index = PQIndex(codes_NM, centroids)
+    on_device = DeviceCatalogue(index.snapshot, centroids, torch.device("cpu"))
+    exact = on_device(user_BD, targets, 20, None, None), index.topk_and_ranks(user_BD, targets, 20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = on_device(user_BD, targets, 20, None, None), index.topk_and_ranks(user_BD, targets, 20)
+    for one, other in zip(found, exact, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))  # type: ignore[call-overload]

@@ -51,8 +51,8 @@ def test_it_is_the_sorted_catalogue(seed: int, monkeypatch: pytest.MonkeyPatch) 
     index = SparseIndex(rows)
     assert isinstance(index, Index) and index.items == items
     users_B1, targets_B = torch.from_numpy(rng.integers(0, 7, (users, 1))), torch.from_numpy(rng.integers(0, items + 1, users))
-    banned = [set(rng.integers(0, items + 5, rng.choice([0, 3, items])).tolist()) for _ in range(users)]
-    flat = [i for gone in banned for i in (*gone, *gone)]  # repeats, 0 and unknown ids do no harm
+    banned = [set(rng.integers(-items - 3, items + 5, rng.choice([0, 3, items])).tolist()) for _ in range(users)]
+    flat = [i for gone in banned for i in (*gone, *gone)]  # repeats, 0, negative and unknown ids do no harm
     exclude = Exclusion(np.concatenate([[0], np.cumsum([2 * len(gone) for gone in banned])]).astype(np.int64), np.array(flat, np.int64))
     for allowed in (None, Filter(rng.random(items + 1) < 0.6), Filter(np.zeros(1, bool))):
         may = np.ones(items + 1, bool) if allowed is None else allowed.up_to(items)

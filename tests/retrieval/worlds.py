@@ -37,6 +37,6 @@ def users(rng: np.random.Generator, count: int, width: int) -> Tensor:
 
 
 def exclusions(rng: np.random.Generator, count: int, items: int) -> Exclusion:
-    """From none to nearly all, with repeats, zeros and unknown ids."""
+    """From none to nearly all, with repeats, zeros, negative and unknown ids."""
     sizes = rng.choice([0, 1, items // 2, 2 * items], size=count)
-    return Exclusion(np.concatenate([[0], np.cumsum(sizes)]), rng.integers(0, items + 3, size=int(sizes.sum())))
+    return Exclusion(np.concatenate([[0], np.cumsum(sizes)]), rng.integers(-3, items + 3, size=int(sizes.sum())))
