@@ -2,12 +2,15 @@
 
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longtrail.config import (
     DIENSettings,
+    DINSettings,
     ETASettings,
     MeanPoolingSettings,
     PopularityRankerSettings,
@@ -106,3 +109,23 @@ def test_what_is_kept_through_a_pass_is_a_copy(features: FeatureSet) -> None:
     with torch.no_grad():
         learner.validation_step(next(iter(RankingBatches(features, "valid", max_history=20, batch_size=64))), 0)
     assert all(column.flags.owndata for row in learner._rows for column in row)
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Fails where a number of a tensor is asked for, or a shape that depends on numbers: what a GPU must finish all earlier work for."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select), function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [SAMSettings(**SMALL, listwise=0.3), DINSettings(**SMALL)], ids=lambda s: s.kind)
+def test_a_step_asks_for_no_number(settings: Any, features: FeatureSet) -> None:
+    """Losses are read in bundles; that is worth nothing where each step reads something else."""
+    learner = RankerLearner(build_model(settings, features.sizes), settings)
+    batches = RankingBatches(features, "train", max_history=20, batch_size=64, seed=0, sampled=2)
+    for batch in (batches[0], batches.piece(0, 1, 3)):
+        with _NoWaiting():
+            learner.training_step(batch, 0).backward()
+        assert (batch.exposures, batch.clicks) == (int(batch.exposed.sum()), int((batch.clicks_BC[batch.exposed] > 0).sum()))
+        assert 0 < batch.clicks < batch.exposures < int(batch.candidates.lengths_B.sum())

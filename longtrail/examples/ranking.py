@@ -40,6 +40,8 @@ class RankingBatch:
     times_B: Tensor  # int64 [B], UTC µs
     requests_B: Tensor  # int64 [B], index of the request in the split
     rows_BC: Tensor  # int64 [B, C], row of the example in the split, -1 in padded places and for sampled candidates
+    exposures: int  # how many candidates are `exposed`, and clicks among them: counted here, for to read them of a GPU makes it wait
+    clicks: int
     step_click_rate: float | None = None  # of a piece: the share of clicks among what was exposed in the whole step
 
     @property
@@ -49,12 +51,14 @@ class RankingBatch:
 
     def to(self, device: torch.device | str) -> Self:
         """The batch with every tensor on `device`."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "step_click_rate"})
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in held.items() if not isinstance(value, int | float | None)})
 
     def blank(self) -> Self:
         """The batch without candidates: it has no say in a loss, a gradient or a statistic."""
         lengths_B = torch.zeros_like(self.candidates.lengths_B)
-        return replace(self, candidates=replace(self.candidates, lengths_B=lengths_B), rows_BC=torch.full_like(self.rows_BC, -1))
+        candidates = replace(self.candidates, lengths_B=lengths_B)
+        return replace(self, candidates=candidates, rows_BC=torch.full_like(self.rows_BC, -1), exposures=0, clicks=0)
 
 
 class RankingBatches:
@@ -165,6 +169,7 @@ class RankingBatches:
             rows_BC, exposed_BC = widened(rows_BC, starts_B, self._items_E, history.items_BL, self.sampled, rng)
         real_BC = rows_BC >= 0
         statistics_BC = self._statistics(rows_BC, real_BC & ~exposed_BC, starts_B)
+        clicks_BC = np.where(exposed_BC, self._clicks_E[rows_BC], np.float32(0))
         return RankingBatch(
             history=history_tensors(history, catalogue),
             candidates=candidate_tensors(
@@ -175,11 +180,13 @@ class RankingBatches:
                 prior,
             ),
             context=context_tensors(lengths_B, {name: v[requests_B] for name, v in self._user_statistics_R.items()}, times_B, prior),
-            clicks_BC=torch.from_numpy(np.where(exposed_BC, self._clicks_E[rows_BC], np.float32(0))),
+            clicks_BC=torch.from_numpy(clicks_BC),
             users_B=torch.from_numpy(users_B),
             times_B=torch.from_numpy(times_B),
             requests_B=torch.from_numpy(np.ascontiguousarray(requests_B)),
             rows_BC=torch.from_numpy(np.where(exposed_BC, rows_BC, -1)),
+            exposures=int(exposed_BC.sum()),
+            clicks=int((clicks_BC > 0).sum()),
         )
 
     def _statistics(self, rows_BC: Ints, drawn_BC: NDArray[np.bool_], starts_B: Ints) -> dict[str, Ints]:

@@ -79,7 +79,7 @@ class BehaviourEmbedding(nn.Module):
         decays_K11 = rank_BL.new_tensor(DECAYS, dtype=self.actions.dtype).view(-1, 1, 1)
         weights_BKL = (torch.exp(-rank_BL.clamp(min=0) / decays_K11) * (rank_BL >= 0)).transpose(0, 1)
         actions_BL = known(history.actions_BL.masked_fill(rank_BL < 0, 0), len(self.actions) - 1)
-        done_BLA = functional.one_hot(actions_BL, len(self.actions))[..., 1:].to(weights_BKL.dtype)
+        done_BLA = (actions_BL.unsqueeze(-1) == torch.arange(1, len(self.actions), device=actions_BL.device)).to(weights_BKL.dtype)
         shares_BKA = weights_BKL @ done_BLA / (1 + weights_BKL.sum(2, keepdim=True))
         return (shares_BKA @ self.actions[1:]).flatten(1).unsqueeze(1).expand(-1, candidates, -1)
 

@@ -96,9 +96,14 @@ class Head(nn.Module):
             self.wide[ITEM_FEATURES + USER_CLICK_RATE] = 0.5
 
     def forward(self, parts: Sequence[Tensor], item_BCF: Tensor, user_BG: Tensor, mask_BC: Tensor) -> Tensor:
-        """`parts` are [B, C, *]; the statistics those of Candidates and Context."""
+        """`parts` are [B, C, *]; the statistics those of Candidates and Context. Logits are of the weights' dtype under autocast too."""
         B, C = mask_BC.shape
         dtype = self.norm.scale.dtype
         statistics_BCS = torch.cat([item_BCF, user_BG.unsqueeze(1).expand(B, C, -1)], dim=-1).to(dtype)
         x_BCX = torch.cat([*(part.to(dtype) for part in parts), statistics_BCS], dim=-1)
-        return self.layers(self.norm(x_BCX, mask_BC)).squeeze(-1) + statistics_BCS @ self.wide
+        *deep, last = self.layers
+        x_BCX = self.norm(x_BCX, mask_BC)
+        for layer in deep:
+            x_BCX = layer(x_BCX)
+        with torch.autocast(x_BCX.device.type, enabled=False):  # logits of 8 bits would tie, and whoever ranks by them guess
+            return last(x_BCX.to(dtype)).squeeze(-1) + statistics_BCS @ self.wide

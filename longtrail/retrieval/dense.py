@@ -78,7 +78,8 @@ class DenseIndex:
         step = max(1, self._block_scores // len(self._items_ND))
         for start in range(0, len(user_BD), step):
             stop = min(start + step, len(user_BD))
-            scores_bN = user_BD[start:stop] @ self._items_ND.T
+            with torch.autocast(user_BD.device.type, enabled=False):  # 8-bit scores would tie by the hundred, and ties go to the lower id
+                scores_bN = user_BD[start:stop] @ self._items_ND.T
             scores_bN[:, 0] = -torch.inf
             if hidden_N is not None:
                 scores_bN[:, hidden_N] = -torch.inf

@@ -63,7 +63,8 @@ class DeviceCatalogue:
     def _tables(self, user_UD: Tensor) -> Tensor:
         """[U, M, b]."""
         parts_UME = user_UD.detach().float().unflatten(1, (len(self.centroids_MbE), -1))
-        tables_UMb = torch.einsum("ume,mbe->umb", parts_UME, self.centroids_MbE)
+        with torch.autocast(parts_UME.device.type, enabled=False):  # 8-bit scores would tie by the hundred, and ties go to the lower id
+            tables_UMb = torch.einsum("ume,mbe->umb", parts_UME, self.centroids_MbE)
         if not torch.isfinite(tables_UMb).all():
             raise ModelError("scores overflow float32: user vectors or centroids are too large")
         return tables_UMb

@@ -150,14 +150,13 @@ class RankerLearner(Learner):
         each = model.training_logits(batch.history, batch.candidates, batch.context) if isinstance(model, WithAuxiliary) else [self.logits(batch)]
         listwise = self._listwise(batch)
         losses = [ranking_loss(logits_BC, batch.clicks_BC, lengths_B, exposed_BC=exposed_BC, listwise=listwise) for logits_BC in each]
-        return self.account(torch.stack(losses).sum(), int(exposed_BC.sum()))
+        return self.account(torch.stack(losses).sum(), batch.exposures)
 
     def _listwise(self, batch: RankingBatch) -> float:
         """Its weight. The listwise loss is a mean over clicks, but a piece is weighed by what was exposed: here the one is turned into the other."""
         if not self.settings.listwise or not batch.step_click_rate:
             return self.settings.listwise
-        exposed, clicks = int(batch.exposed.sum()), int((batch.exposed & (batch.clicks_BC > 0)).sum())
-        return self.settings.listwise * clicks / max(exposed, 1) / batch.step_click_rate
+        return self.settings.listwise * batch.clicks / max(batch.exposures, 1) / batch.step_click_rate
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()

@@ -105,6 +105,19 @@ def test_normalisation_keeps_float32_statistics_under_autocast() -> None:
     assert head.norm.mean.dtype == torch.float32
 
 
+def test_logits_are_float32_under_autocast() -> None:
+    """AUC counts ties half: of a thousand requests, logits of 8 bits would leave a few hundred values."""
+    torch.manual_seed(0)
+    head, mask_BC = Head(4, (3,), 0.0).eval(), torch.ones(1000, 2, dtype=torch.bool)
+    inputs = [torch.randn(1000, 2, 4)], torch.randn(1000, 2, 3), torch.randn(1000, 3), mask_BC
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head(*inputs)
+        exact = head.double()(*inputs)
+    assert logits.dtype == torch.float32 and exact.dtype == torch.float64
+    assert logits.unique().numel() > 1900
+    torch.testing.assert_close(logits.double(), exact, rtol=0.02, atol=0.05)
+
+
 def test_head_at_first_orders_as_the_click_rate() -> None:
     """The statistics in their real places: what longtrail.statistics makes of counts, through an untrained head whose deep part is off."""
     head = Head(2, (3,), 0.0).eval()

@@ -75,3 +75,16 @@ def test_no_users():
 def test_bad_input_is_named(user, item, exclude, message):
     with pytest.raises(ModelError, match=message):
         DenseIndex.build(item).topk(user, 1, exclude=exclude)
+
+
+def test_autocast_around_a_search_changes_nothing():
+    """Early stopping asks within a GPU's bf16: scores of 8 bits tie by the hundred, and equal scores go to the lower id."""
+    draws = torch.Generator().manual_seed(0)
+    user, item = torch.randn(9, 16, generator=draws), torch.randn(2001, 16, generator=draws)
+    targets = torch.randint(1, 2001, (9,), generator=draws)
+    index = DenseIndex(item)
+    exact = index.topk_and_ranks(user, targets, 20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (user @ item.T)[0].unique().numel() < 1200  # of 2,001: what a search would see
+        found = index.topk_and_ranks(user, targets, 20)
+    assert all(torch.equal(a, b) for a, b in zip(found, exact, strict=True))
