@@ -4,10 +4,12 @@
     python -m benchmarks.incremental --users 1500 --models din          # a quarter of its users, minutes on one core
     python -m benchmarks.incremental --source ml-100k --models sasrec
     python -m benchmarks.incremental --source amazon-beauty-5core.parquet --models sasrec --models sasrec_recjpq    # a catalogue that keeps growing
+    python -m benchmarks.incremental --models din --updates 5                                                       # update after update
 
 A log is cut at an instant: the model before it was trained on what had happened by then (`as it was`). Then more of the log comes. `goes on` learns
-from the newer part alone, from those weights; `from nothing` learns from all of it. All three are judged on the same later requests, which none of
-them has seen, over the same grown catalogue; retrievers also on those targets alone that the first model could not know ("new items").
+from the newer part alone, from those weights, in one update or in several, each from the one before; `from nothing` learns from all of it. All three
+are judged on the same later requests, which none of them has seen, over the same grown catalogue; retrievers also on those targets alone that the
+first model could not know ("new items").
 """
 
 import logging
@@ -15,6 +17,7 @@ import platform
 import tempfile
 import time
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +56,8 @@ def incremental(
         str, typer.Option(help="MovieLens: a variant or its zip; for retrievers a Parquet file of user, item, ts (seconds) too")
     ] = "../shared/data/ml-1m.zip",
     models: Annotated[list[str] | None, typer.Option(help="of those above; default: all")] = None,
-    cut: Annotated[float, typer.Option(help="share of the log that the first model knows; the step of one update is what comes until 0.8")] = 0.75,
+    cut: Annotated[float, typer.Option(help="share of the log that the first model knows; what comes then, until 0.8, is learned by updates")] = 0.75,
+    updates: Annotated[int, typer.Option(min=1, help="equal parts that it is learned in, each model going on from the one before")] = 1,
     users: Annotated[int | None, typer.Option(help="keep so many of the log's users, drawn at random; default: all")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
     out: Annotated[Path, typer.Option()] = Path("build/benchmarks/incremental.json"),
@@ -70,15 +74,19 @@ def incremental(
         if users is not None:
             drawn = np.random.default_rng(0).permutation(events["user"].unique())[:users]
             events = events[events["user"].isin(drawn)]
-        # A tenth of what the first model is given is for choosing its epochs, as in the whole log.
-        early = events[events["timestamp"] < events["timestamp"].quantile(cut / 0.9, interpolation="nearest")]
-        first = _features(Path(scratch) / "first", early, {"valid_share": 0.1, "test_share": 0.001})
-        whole = _features(Path(scratch) / "whole", events, {"valid_share": 0.1, "test_share": 0.1})
-        rows = [row for name in models or yaml.safe_load(MODELS) for row in _compare(name, first, whole, TrainingSettings(threads=threads))]
+        states = [_early(Path(scratch) / f"state{i}", events, known) for i, known in enumerate(np.linspace(cut, 0.8, updates + 1)[:-1])]
+        states.append(_features(Path(scratch) / "whole", events, {"valid_share": 0.1, "test_share": 0.1}))
+        rows = [row for name in models or yaml.safe_load(MODELS) for row in _compare(name, states, TrainingSettings(threads=threads))]
     machine = f"{platform.machine()}, {platform.processor() or 'CPU'}"
     made = datetime.now(UTC).isoformat(timespec="minutes")
-    write_json(out, {"made": made, "commit": git_commit(), "machine": machine, "source": source, "users": users, "rows": rows})
+    write_json(out, {"made": made, "commit": git_commit(), "machine": machine, "source": source, "users": users, "updates": updates, "rows": rows})
     typer.echo(pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+
+
+def _early(folder: Path, events: pd.DataFrame, known: float) -> Path:
+    """The features folder of the log when a share `known` of it could be learned from; a tenth more is for choosing epochs, as in the whole log."""
+    early = events[events["timestamp"] < events["timestamp"].quantile(known / 0.9, interpolation="nearest")]
+    return _features(folder, early, {"valid_share": 0.1, "test_share": 0.001})
 
 
 def _features(folder: Path, events: pd.DataFrame, split: dict[str, float]) -> Path:
@@ -113,8 +121,8 @@ def _events(tables: Path) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _compare(name: str, first: Path, whole: Path, training: TrainingSettings) -> list[dict[str, Any]]:
-    """A row for each of the three ways to have a model of today."""
+def _compare(name: str, states: list[Path], training: TrainingSettings) -> list[dict[str, Any]]:
+    """A row for each of the three ways to have a model of today; `states` are features folders of the log, oldest first."""
     from longtrail.examples import FeatureSet
     from longtrail.models.registry import build_model
     from longtrail.models.store import LoadedModel, ModelCard
@@ -123,16 +131,17 @@ def _compare(name: str, first: Path, whole: Path, training: TrainingSettings) ->
     from longtrail.training.continuing import continue_from
 
     model = TypeAdapter(Model).validate_python(yaml.safe_load(MODELS)[name])
-    early, late = FeatureSet.open(first), FeatureSet.open(whole)
+    log_states = [FeatureSet.open(folder) for folder in states]
+    early, late = log_states[0], log_states[-1]
     rows: list[dict[str, Any]] = []
 
     def loaded(module: Any, features: FeatureSet) -> LoadedModel:
         card = ModelCard(name=name, settings=model, sizes=features.sizes, actions=features.actions, prior_click_rate=features.prior_click_rate)
         return LoadedModel(module=module, card=card, vocabulary=Vocabulary.read(features.folder / "catalogue.parquet"))
 
-    def trained(features: FeatureSet, folder: Path, **more: Any) -> tuple[LoadedModel, float, int]:
+    def trained(features: FeatureSet, **more: Any) -> tuple[LoadedModel, float, int]:
         began = time.process_time()
-        found = train(features, model, name, training, data=hash_path(folder / "features.json"), **more)
+        found = train(features, model, name, training, data=hash_path(features.folder / "features.json"), **more)
         return loaded(found.module, features), (time.process_time() - began) / 60, len(found.curve)
 
     def add(way: str, result: LoadedModel, minutes: float, epochs: int) -> None:
@@ -143,13 +152,18 @@ def _compare(name: str, first: Path, whole: Path, training: TrainingSettings) ->
         rows.append({"model": name, "way": way, **metrics, "CPU minutes": minutes, "epochs": epochs})
         log.info("%s", rows[-1])
 
-    previous, minutes, epochs = trained(early, first)
+    newest, minutes, epochs = trained(early)
     grown = build_model(model, late.sizes)
-    continue_from(grown, late, previous, seed=training.seed)  # so that all are judged over one catalogue; no step is taken
+    continue_from(grown, late, newest, seed=training.seed)  # so that all are judged over one catalogue; no step is taken
     add("as it was", loaded(grown.eval(), late), minutes, epochs)
-    since = round(datetime.fromisoformat(early.meta["split"]["valid_from"]).timestamp() * 1e6)
-    add("goes on", *trained(late, whole, since=since, previous=previous))
-    add("from nothing", *trained(late, whole))
+    minutes, epochs = 0.0, 0
+    for before, after in pairwise(log_states):
+        since = round(datetime.fromisoformat(before.meta["split"]["valid_from"]).timestamp() * 1e6)
+        newest, more_minutes, more_epochs = trained(after, since=since, previous=newest)
+        minutes, epochs = minutes + more_minutes, epochs + more_epochs
+    updates = len(log_states) - 1
+    add("goes on" if updates == 1 else f"goes on {updates} times", newest, minutes, epochs)
+    add("from nothing", *trained(late))
     return rows
 
 
