@@ -56,11 +56,11 @@ def slow_weights(layer: AttentionPass, k: Tensor, q: Tensor, m: Tensor) -> Tenso
     l = torch.stack(scores)  # noqa: E741
     powers = torch.exp(l - l.max())
     return {
-        "sigmoid": 1 / (1 + torch.exp(-l)),
-        "scaled_sigmoid": 1 / (1 + torch.exp(-l / math.sqrt(len(q)))),
-        "softmax": powers / powers.sum(),
-        "softmax_eps": powers / (powers.sum() + 0.01),
-    }[layer.kind]
+        ("sigmoid", False): 1 / (1 + torch.exp(-l)),
+        ("sigmoid", True): 1 / (1 + torch.exp(-l / math.sqrt(len(q)))),
+        ("softmax", False): powers / powers.sum(),
+        ("softmax_eps", False): powers / (powers.sum() + 0.01),
+    }[layer.weights.kind, layer.weights.scaled]
 
 
 def slow_cell(cell: MemoryCell, u: Tensor, m: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from torch.nn import functional
 
 TILE = 16  # R; 16 to 64 take the same time on a CPU, and less is left empty
 CHUNKS = 16  # of queries, one after the other: then a chunk's tiles take a tenth of what is kept of all queries
-LEAST_ELEMENTS, MOST_ELEMENTS = 1 << 15, 1 << 18  # of a chunk's tiles; smaller ones pay for their calls, larger ones leave the cache
+LEAST_ELEMENTS, MOST_ELEMENTS = 1 << 15, 1 << 18  # of a chunk's queries; smaller ones pay for their calls, larger ones leave the cache
+# On a GPU each chunk asks three times for a number (of pairs, of blocks, of tiles), and waits: few, large chunks. Not measured there.
+DEVICE_ELEMENTS = 1 << 23
 
 
 def block_sparse_attention(
@@ -62,7 +64,7 @@ def _tiles(chosen_FK: Tensor) -> _Tiles:
     present, counts = block.unique_consecutive(return_counts=True)
     tiles = (counts + TILE - 1) // TILE
     skipped = (tiles.cumsum(0) - tiles) * TILE - (counts.cumsum(0) - counts)  # rows left free in the tiles of earlier blocks
-    row = torch.arange(len(pair), device=pair.device) + skipped.repeat_interleave(counts)
+    row = torch.arange(len(pair), device=pair.device) + skipped.repeat_interleave(counts, output_size=len(pair))
     block_T = present.repeat_interleave(tiles)
     query_X, full_X = pair.new_zeros(len(block_T) * TILE), pair.new_zeros(len(block_T) * TILE, dtype=torch.bool)
     query_X.scatter_(0, row, pair // K)
@@ -82,9 +84,9 @@ class _Inputs:
     real_Gb: Tensor | None
 
     def chunks(self) -> Iterator[tuple[slice, slice]]:
-        """Queries, and the blocks that these are."""
+        """Queries, and the blocks that these are. How many there are at once changes no result but for rounding."""
         (F, M, d), b = self.q_FMd.shape, self.k_Gbd.shape[1]
-        elements = min(max(F * M * d // CHUNKS, LEAST_ELEMENTS), MOST_ELEMENTS)
+        elements = min(max(F * M * d // CHUNKS, LEAST_ELEMENTS), MOST_ELEMENTS) if self.q_FMd.device.type == "cpu" else DEVICE_ELEMENTS
         step = max(1, elements // (M * d * b)) * b
         for start in range(0, F, step):
             stop = min(start + step, F)

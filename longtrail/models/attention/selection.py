@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 1 << 18  # scores held at once
+CHUNK_ELEMENTS = 1 << 18  # scores held at once on a CPU: they stay in a core's cache
+DEVICE_ELEMENTS = 1 << 25  # and elsewhere, where each chunk is a handful of kernels to start: 128 MB in float32, not measured on a GPU
 NOTHING = -1000.0  # score of the extra slot "none of them", as in BlossomRec's code
 LEAST_SHARE = 1e-10  # a block below this share of the softmax is not read, even where it is among the best K; its code's
 
@@ -27,9 +28,11 @@ def best_blocks(q_NLd: Tensor, keys_Nnd: Tensor, selected: int, block: int, real
     return blocks_NLK.masked_fill(shares_NLK.detach() <= LEAST_SHARE, -1), shares_NLK
 
 
-def _chunks(N: int, L: int, n: int, block: int, causal: bool) -> Iterator[tuple[slice, int]]:
-    """Slices of queries, a multiple of `block` long, and the number of blocks that the last of them sees."""
-    step = max(1, CHUNK_ELEMENTS // max(1, N * n * block)) * block
+def _chunks(q_NLd: Tensor, n: int, block: int, causal: bool) -> Iterator[tuple[slice, int]]:
+    """Slices of queries, a multiple of `block` long, and the number of blocks that the last of them sees. How long they are changes no result."""
+    N, L, _ = q_NLd.shape
+    elements = CHUNK_ELEMENTS if q_NLd.device.type == "cpu" else DEVICE_ELEMENTS
+    step = max(1, elements // max(1, N * n * block)) * block
     for start in range(0, L, step):
         stop = min(start + step, L)
         yield slice(start, stop), (stop - 1) // block if causal else n
@@ -54,7 +57,7 @@ class _BlockScores(Function):
         best = q.new_full((N, L, selected), -torch.inf)
         blocks = q.new_zeros(N, L, selected, dtype=torch.int64)
         total = q.new_full((N, L), NOTHING)
-        for queries, seen in _chunks(N, L, n, block, real_Nn is None):
+        for queries, seen in _chunks(q, n, block, real_Nn is None):
             if seen:
                 scores = _scores(q, keys, queries, seen, block, real_Nn)
                 K = min(selected, seen)
@@ -69,9 +72,9 @@ class _BlockScores(Function):
     @once_differentiable
     def backward(ctx: Any, grad_best: Tensor, _: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         q, keys, blocks, total, real_Nn = ctx.saved_tensors
-        (N, L, d), n = q.shape, keys.shape[1]
+        d, n = q.shape[2], keys.shape[1]
         grad_q, grad_keys = torch.zeros_like(q), torch.zeros_like(keys)
-        for queries, seen in _chunks(N, L, n, ctx.block, real_Nn is None):
+        for queries, seen in _chunks(q, n, ctx.block, real_Nn is None):
             if seen:
                 K = min(blocks.shape[2], seen)
                 scores = _scores(q, keys, queries, seen, ctx.block, real_Nn)

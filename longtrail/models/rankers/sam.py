@@ -18,7 +18,8 @@ read_scale, attention_init, the action in the behaviours (models/embedding.py), 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,18 +37,60 @@ from longtrail.models.order import newest_first, turned_places
 from longtrail.models.rankers.memory import Enhancement, MemoryCell
 
 
+class Weights(NamedTuple):
+    """How scores l become weights: `kind` of them, divided by sqrt(D) where `scaled`. A softmax takes a bias away again, so it has none."""
+
+    kind: Normaliser
+    scaled: bool = False
+    biased: bool = False
+
+
+WEIGHTS = {
+    "sigmoid": Weights("sigmoid", biased=True),
+    "scaled_sigmoid": Weights("sigmoid", scaled=True, biased=True),
+    "softmax": Weights("softmax"),
+    "softmax_eps": Weights("softmax_eps"),
+}
+
+
+def _as_it_is(read_BCD: Tensor, weights_BCL: Tensor, lengths_B: Tensor) -> Tensor:
+    return read_BCD
+
+
+def _by_root_of_length(read_BCD: Tensor, weights_BCL: Tensor, lengths_B: Tensor) -> Tensor:
+    return read_BCD / lengths_B.clamp(min=1).to(read_BCD.dtype).sqrt().view(-1, 1, 1)
+
+
+def _by_sum_of_weights(read_BCD: Tensor, weights_BCL: Tensor, lengths_B: Tensor) -> Tensor:
+    return read_BCD / (1 + weights_BCL.sum(-1, keepdim=True))
+
+
+def _by_its_spread(read_BCD: Tensor, weights_BCL: Tensor, lengths_B: Tensor) -> Tensor:
+    return functional.layer_norm(read_BCD, read_BCD.shape[-1:])
+
+
+# What the GRU is given of a sum of n behaviours, which grows with n and saturates it: divided by sqrt(n) or 1 + Σa, or normalised to unit variance.
+READ_SCALES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "none": _as_it_is,
+    "sqrt": _by_root_of_length,
+    "mean": _by_sum_of_weights,
+    "norm": _by_its_spread,
+}
+
+
 class AttentionPass(nn.Module):
     """One pass's weights and compression. `first` holds W1 [4D, H] as its four blocks of D rows, in the order of z."""
 
     def __init__(self, settings: SAMSettings, width: int, compression: int) -> None:
         super().__init__()
         units = settings.attention_hidden
-        self.kind = settings.attention_weights
+        self.weights = WEIGHTS[settings.attention_weights]
+        self.scale = width**-0.5 if self.weights.scaled else 1.0
         self.first = glorot(4, width, units, inputs=4 * width, outputs=units)
         self.first_bias = nn.Parameter(torch.zeros(units))
         self.second = glorot(units, inputs=units, outputs=1)
         few = -math.log(max(1.0, settings.max_history / 8)) if settings.attention_init == "log_length" else 0.0
-        self.second_bias = nn.Parameter(torch.full((), few)) if "sigmoid" in self.kind else None  # a softmax takes it away again
+        self.second_bias = nn.Parameter(torch.full((), few)) if self.weights.biased else None
         self.compress = glorot(settings.max_history, compression, inputs=settings.max_history, outputs=compression) if compression else None
         self.compress_bias = nn.Parameter(torch.zeros(compression)) if compression else None
 
@@ -56,9 +99,7 @@ class AttentionPass(nn.Module):
         minus_q, times_q, minus_m, times_m = self.first.transpose(1, 2)  # each [H, D]
         weights_BCHD = torch.addcmul(query_BCD.unsqueeze(2) * times_q - (minus_q + minus_m), memory_BCD.unsqueeze(2), times_m)
         bias_BCH = query_BCD @ minus_q.T + memory_BCD @ minus_m.T + self.first_bias
-        kind: Normaliser = "sigmoid" if self.kind == "scaled_sigmoid" else self.kind
-        scale = query_BCD.shape[-1] ** -0.5 if self.kind == "scaled_sigmoid" else 1.0
-        return PairLayer(weights_BCHD, bias_BCH, self.second, self.second_bias, kind, scale)
+        return PairLayer(weights_BCHD, bias_BCH, self.second, self.second_bias, self.weights.kind, self.scale)
 
     def forward(self, keys: SharedKeys, mask_BL: Tensor, query_BCD: Tensor, memory_BCD: Tensor) -> tuple[Tensor, Tensor]:
         """a [B, C, L], exactly 0 on padding, and u [B, C, D]."""
@@ -76,7 +117,7 @@ class SAM(nn.Module):
 
     def __init__(self, settings: SAMSettings, sizes: Sizes) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.scaled = settings, READ_SCALES[settings.read_scale]
         self.embedding = BehaviourEmbedding(sizes, settings.width, items=settings.items)
         width, last = self.embedding.width, settings.passes - 1
         used = [settings.compression if i == last or not settings.enhancement else 0 for i in range(settings.passes)]
@@ -141,15 +182,5 @@ class SAM(nn.Module):
         memory_BCD, keys = query_BCD, SharedKeys(keys_BLD)
         for attention in self.passes:
             weights_BCL, read_BCD = attention(keys, mask_BL, query_BCD, memory_BCD if self.settings.feedback else query_BCD)
-            memory_BCD = self.cell(self._scaled(read_BCD, weights_BCL, lengths_B), memory_BCD)
+            memory_BCD = self.cell(self.scaled(read_BCD, weights_BCL, lengths_B), memory_BCD)
             yield weights_BCL, memory_BCD
-
-    def _scaled(self, read_BCD: Tensor, weights_BCL: Tensor, lengths_B: Tensor) -> Tensor:
-        """The unnormalised sum grows with L and saturates the GRU: optionally divided by sqrt(n) or 1 + Σa, or normalised to unit variance."""
-        if self.settings.read_scale == "sqrt":
-            return read_BCD / lengths_B.clamp(min=1).to(read_BCD.dtype).sqrt().view(-1, 1, 1)
-        if self.settings.read_scale == "mean":
-            return read_BCD / (1 + weights_BCL.sum(-1, keepdim=True))
-        if self.settings.read_scale == "norm":
-            return functional.layer_norm(read_BCD, read_BCD.shape[-1:])
-        return read_BCD

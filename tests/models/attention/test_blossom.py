@@ -233,6 +233,33 @@ def test_no_square_of_the_length_is_made(selector: str, causal: bool, monkeypatc
     assert long < 2.1 * short and long < 4 * 4096 * 4096 / 2
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_how_much_is_done_at_once_changes_nothing(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of queries at a time, as a small cache has it, and all at once, as a GPU does: values and gradients."""
+    layer, lengths_B = make_layer("straight_through", causal=causal, kv_heads=2, **SMALL), torch.tensor([64, 41, 5])
+    x_BLD = torch.randn(3, 64, 16, dtype=torch.float64, requires_grad=True)
+    found = []
+    for elements in (1, 1 << 30):
+        for module, name in ((block_sparse, "LEAST_ELEMENTS"), (block_sparse, "MOST_ELEMENTS"), (selection, "CHUNK_ELEMENTS")):
+            monkeypatch.setattr(module, name, elements)
+        monkeypatch.setattr(block_sparse, "CHUNKS", 1)
+        y_BLD = layer(x_BLD, lengths_B)
+        found.append([y_BLD, *torch.autograd.grad(y_BLD.square().sum(), [x_BLD, *layer.parameters()])])
+    for small, large in zip(*found, strict=True):
+        torch.testing.assert_close(small, large, rtol=1e-10, atol=1e-11)
+
+
+def test_a_gpu_is_given_few_chunks() -> None:
+    """Their number is what a GPU waits for; a tensor of no memory stands in for one. A chunk's size is bounded all the same."""
+    for length, most in ((4096, 8), (65_536, 1024)):
+        q_NLd = torch.empty(128, length, 1, 64, device="meta")
+        selector = list(selection._chunks(q_NLd[:, :, 0], length // 16, 16, True))
+        chosen_NLK = torch.empty(128, length, 4, dtype=torch.int64, device="meta")
+        sparse = list(_laid_end_to_end(q_NLd, q_NLd[:, :, 0], q_NLd[:, :, 0], chosen_NLK, 16, None).chunks())
+        assert len(selector) <= most and len(sparse) <= most // 2
+        assert 128 * (selector[0][0].stop * length // 16) <= 1 << 25 and sparse[0][0].stop * 64 <= 1 << 23
+
+
 def test_distances_of_place_39() -> None:
     assert distances(40, 8) == [*range(9), 16, 32]
     assert distances(40, 1) == [0, 1, 2, 4, 8, 16, 32] and distances(5, 8) == [0, 1, 2, 3, 4] and distances(1, 8) == [0]
