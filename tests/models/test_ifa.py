@@ -95,10 +95,13 @@ def test_every_head_forgets_at_its_own_rate() -> None:
     torch.testing.assert_close(later.norms_BGF, state.norms_BGF * torch.tensor([0.5, 0.0625, 0.5, 0.0625]).double().view(1, 4, 1), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("feature_map", [*FEATURE_MAPS, "softmax"])
-def test_weights_are_what_reading_does(feature_map: str) -> None:
+@pytest.mark.parametrize(
+    ("feature_map", "half_life_days"),
+    [*((name, None) for name in (*FEATURE_MAPS, "softmax")), *((name, 1e-3) for name in ("elu1", "relu", "shares", "clusters"))],
+)
+def test_weights_are_what_reading_does(feature_map: str, half_life_days: float | None) -> None:
     """Not negative and adding up to 1 (clusters: to less; linrec is neither), zero on padding; over values they give the read."""
-    model, (history, candidates, _) = make_ifa(feature_map=feature_map), make_request()
+    model, (history, candidates, _) = make_ifa(feature_map=feature_map, half_life_days=half_life_days), make_request()
     weights_BCL = model.behaviour_weights(history, candidates)
     mask_BL = padding_mask(history.lengths_B, history.items_BL.shape[1])
     assert weights_BCL.shape == (*candidates.items_BC.shape, history.items_BL.shape[1])
@@ -110,7 +113,7 @@ def test_weights_are_what_reading_does(feature_map: str) -> None:
     elif feature_map != "linrec":
         torch.testing.assert_close(weights_BCL.sum(-1), (history.lengths_B > 0).double().unsqueeze(1).expand(weights_BCL.shape[:2]), **EXACT)
     if feature_map != "softmax":
-        attention, inputs = make_attention(feature_map, heads=1, features=8), random_inputs()
+        attention, inputs = make_attention(feature_map, None if half_life_days is None else 1.0, heads=1, features=8), random_inputs()
         weights_BCL = attention.weights(inputs[3], *inputs[:3])
         read_BCD = attention.read(inputs[3], attention.state(*inputs[:3]), 0)
         torch.testing.assert_close(weights_BCL @ inputs[0] @ attention.values[0], read_BCD, rtol=0, atol=1e-12)

@@ -45,8 +45,7 @@ def test_states_in_pieces_equal_the_whole(changes: dict[str, Any], monkeypatch: 
     assert torch.equal(garbage.sums_BGFE, whole.sums_BGFE) and torch.equal(garbage.norms_BGF, whole.norms_BGF)
     assert_equal_states(model.state(with_padding(history, 9)), whole)
     order_BL = (torch.rand(mask_BL.shape, generator=draws(1)) - 2.0 * mask_BL).argsort(1)
-    names = ("items_BL", "categories_BL", "actions_BL", "times_BL")
-    assert_equal_states(model.state(replace(history, **{n: getattr(history, n).gather(1, order_BL) for n in names})), whole)
+    assert_equal_states(model.state(replace(history, **{n: getattr(history, n).gather(1, order_BL) for n in linear_fields()})), whole)
     monkeypatch.setattr("longtrail.models.rankers.ifa.EVENTS", 5)
     assert_equal_states(model.state(history), whole)
 
@@ -54,15 +53,55 @@ def test_states_in_pieces_equal_the_whole(changes: dict[str, Any], monkeypatch: 
 @torch.no_grad()
 @pytest.mark.parametrize("changes", STATES, ids=str)
 def test_an_event_added_and_removed_leaves_the_start(changes: dict[str, Any]) -> None:
+    """Its numbers, its time and all scores; whether the event is the newest of all or older than others."""
     model, history = make_ifa(**changes), make_history(4, LENGTHS)
     candidates, context = make_candidates(4, (3, 1, 4, 2, 5)), make_context(4, len(LENGTHS))
-    event = between(make_history(6, (1,) * len(LENGTHS)), 0, 1)
-    start = model.state(history)
-    back = model.remove(model.update(start, event), event)
-    assert torch.equal(back.events_B, start.events_B)
-    assert_equal_states(back, start.at(back.times_B))
-    read = [model(history, candidates, context, state=state) for state in (start.at(back.times_B), back)]
-    torch.testing.assert_close(read[1], read[0], rtol=0, atol=1e-9)  # the emptied one too, where only rounding is left of the sums
+    start, event = model.state(history), make_history(6, (1,) * len(LENGTHS))
+    expected = model(history, candidates, context, state=start)
+    for times_B1 in (event.times_BL // 2, event.times_BL + 10**8):
+        event = replace(event, times_BL=times_B1)
+        assert not torch.equal(model(history, candidates, context, state=model.update(start, event)), expected)
+        back = model.remove(model.update(start, event), event, start.times_B)
+        assert_equal_states(back, start, 1e-9)
+        assert not back.sums_BGFE[0].any() and not back.norms_BGF[0].any()  # who has no event left
+        torch.testing.assert_close(model(history, candidates, context, state=back), expected, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", STATES, ids=str)
+def test_events_removed_leave_what_the_others_make(changes: dict[str, Any]) -> None:
+    """The newest half of each history, or every other event: against a state built of the rest."""
+    model, history = make_ifa(**changes), make_history(4, (2, 1, 6, 12, 8))
+    candidates, context = make_candidates(4, (3, 1, 4, 2, 5)), make_context(4, 5)
+    place_BL, halves_B1 = torch.arange(12).expand(5, 12), (history.lengths_B // 2).unsqueeze(1)
+    for gone_BL in (place_BL >= halves_B1, place_BL % 2 == 1):
+        taken, rest = (picked(history, chosen_BL) for chosen_BL in (gone_BL, ~gone_BL))
+        rebuilt = model.state(rest)
+        left = model.remove(model.state(history), taken, rebuilt.times_B)
+        assert_equal_states(left, rebuilt, 1e-9)
+        scores = [model(rest, candidates, context, state=state) for state in (left, rebuilt)]
+        torch.testing.assert_close(*scores, rtol=0, atol=1e-9)
+
+
+def picked(history: History, chosen_BL: torch.Tensor) -> History:
+    """The chosen events of each history, in their order."""
+    chosen_BL = chosen_BL & padding_mask(history.lengths_B, chosen_BL.shape[1])
+    order_BL = (~chosen_BL).int().argsort(dim=1, stable=True)
+    left = {name: getattr(history, name).masked_fill(~chosen_BL, 0).gather(1, order_BL) for name in linear_fields()}
+    return History(**left, lengths_B=chosen_BL.sum(1))
+
+
+def test_what_has_decayed_is_not_brought_back() -> None:
+    """Rounding would be what is read: the user is named; in float64 more is left than in float32."""
+    model, history = make_ifa(half_life_days=1.0, heads=1), make_history(4, (3, 3))
+    late = replace(between(make_history(6, (1, 1)), 0, 1), times_BL=torch.tensor([[10**9], [14 * DAY]]))
+    state = model.state(history)
+    back = model.remove(model.update(state, late), late, state.times_B)
+    assert_equal_states(back, state, 1e-9)
+    model = model.float()
+    state = model.state(history)
+    with pytest.raises(StateError, match="row 1: too much has decayed"):
+        model.remove(model.update(state, late), late, state.times_B)
 
 
 @torch.no_grad()

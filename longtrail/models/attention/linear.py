@@ -35,7 +35,7 @@ COMPILED_WIDTH, COMPILED_UNITS = 32, 4  # what linear_layer.py takes D and H · 
 COMPILED_EVENTS = 1 << 14  # of a batch, from which on it is used: numba takes half a second to load
 DIRECT_COST = 0.5  # of one multiply-add of a candidate's read, measured against one of adding up and reading a state, forward and backward
 _FLOOR = 1e-2  # of the relu maps, ours: a candidate unlike every behaviour reads their mean and not 0 / 0
-_SMALLEST = 1e-6  # of a divisor, for each event
+_SMALLEST = 1e-6  # of a divisor, where the newest event alone may count 1; sums are float32 at least
 _LEAST_VARIANCE = 1e-2  # of directions, whose squared length is 1
 _LARGEST = 30.0  # exponent of `efficient`, ours: in place of a running maximum, with which states would no longer just add
 
@@ -312,14 +312,16 @@ class LinearAttention(nn.Module):
 
     def _divided(self, read_BHCE: Tensor, norms_BHC1: Tensor, events_B: Tensor, heads: slice) -> Tensor:
         """O [B, C, D] of Σ w v and Σ w; zeros without events."""
-        if self.map.divide == "sum":
-            smallest_B111 = _SMALLEST * events_B.to(norms_BHC1.dtype).clamp(min=1).view(-1, 1, 1, 1)
-            read_BHCE = read_BHCE / torch.maximum(norms_BHC1, smallest_B111)
-        elif self.map.divide == "prior":
-            read_BHCE = read_BHCE / (norms_BHC1 + self._priors(heads))
-        elif self.map.divide == "none":
-            read_BHCE = read_BHCE * self.shape["features"] ** -0.5
+        read_BHCE = self._normalised(read_BHCE, norms_BHC1, heads)
         return read_BHCE.masked_fill((events_B == 0).view(-1, 1, 1, 1), 0).transpose(1, 2).flatten(2)
+
+    def _normalised(self, x_BHCX: Tensor, norms_BHC1: Tensor, heads: slice) -> Tensor:
+        """Sums of w v, or the w themselves, over what weights are divided by: one rule for reads and for the weights that explain them."""
+        if self.map.divide == "sum":
+            return x_BHCX / norms_BHC1.clamp(min=_SMALLEST)
+        if self.map.divide == "prior":
+            return x_BHCX / (norms_BHC1 + self._priors(heads))
+        return x_BHCX * self.shape["features"] ** -0.5 if self.map.divide == "none" else x_BHCX
 
     def weights(self, query_BCD: Tensor, keys_BLD: Tensor, mask_BL: Tensor, times_BL: Tensor, layer: int = 0) -> Tensor:
         """[B, C, L], the mean over heads of what each pair counts in `read`; 0 on padding. To explain, not to train: it builds every pair."""
@@ -331,13 +333,7 @@ class LinearAttention(nn.Module):
         if self.map.divide == "feature":
             keys_BHLF = keys_BHLF / keys_BHLF.sum(2, keepdim=True).clamp(min=torch.finfo(keys_BHLF.dtype).tiny)
         weights_BHCL = self._query_features(query_BCD, layer) @ keys_BHLF.transpose(2, 3)
-        if self.map.divide == "sum":
-            weights_BHCL = weights_BHCL / weights_BHCL.sum(-1, keepdim=True).clamp(min=_SMALLEST)
-        elif self.map.divide == "prior":
-            weights_BHCL = weights_BHCL / (weights_BHCL.sum(-1, keepdim=True) + self._priors(heads))
-        elif self.map.divide == "none":
-            weights_BHCL = weights_BHCL * self.shape["features"] ** -0.5
-        return weights_BHCL.mean(1)
+        return self._normalised(weights_BHCL, weights_BHCL.sum(-1, keepdim=True), heads).mean(1)
 
     def _priors(self, heads: slice) -> Tensor:
         """[H, 1, 1]."""

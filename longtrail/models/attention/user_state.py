@@ -3,6 +3,7 @@
 Ours: IFA's authors published no formulas. That such sums can be cached and updated one event at a time follows from linear attention itself.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,12 +33,36 @@ class UserState:
         """The state of the events of both, in whatever order they came. O(G · F · E) time."""
         return self._joined(other, 1)
 
-    def remove(self, part: "UserState") -> "UserState":
-        """The state without the events of `part`, which must be in it. Rounding errors stay, so rebuild states now and then."""
-        return self._joined(part, -1)
+    def remove(self, part: "UserState", newest_B: Tensor) -> "UserState":
+        """The state that the other events alone would have made: without those of `part`, which must be in it, and as of `newest_B`.
+
+        `newest_B`: int64 [B], the time of the newest event that stays; a user of whom none stays is emptied whatever it says. Rounding errors
+        stay, and what is seen from an earlier time has them grown with it, so rebuild states now and then. Raises StateError where half of a
+        number's digits would be rounding: that history must be read again.
+        """
+        left = self._joined(part, -1)
+        empty_B = left.events_B == 0
+        left = left._earlier(torch.where(empty_B, left.times_B, newest_B))
+        return replace(
+            left,
+            times_B=left.times_B.masked_fill(empty_B, 0),
+            sums_BGFE=left.sums_BGFE.masked_fill(empty_B.view(-1, 1, 1, 1), 0),
+            norms_BGF=left.norms_BGF.masked_fill(empty_B.view(-1, 1, 1), 0),
+        )
+
+    def _earlier(self, times_B: Tensor) -> "UserState":
+        """`at` a time before the state's own. Raises StateError as `remove` does."""
+        if self.rates_G is not None:
+            digits = -math.log(torch.finfo(self.norms_BGF.dtype).eps) / 2
+            gone = ((self.times_B - times_B).double() / DAY * self.rates_G.max() > digits).nonzero()
+            if len(gone):
+                raise StateError(
+                    f"user state: row {int(gone[0])}: too much has decayed since its newest other event; build it again from the history"
+                )
+        return self.at(times_B)
 
     def at(self, times_B: Tensor) -> "UserState":
-        """The same events seen from `times_B`, which must not be before the state's own times."""
+        """The same events seen from `times_B`. Seen from before the state's own times, rounding errors grow too: see `remove`."""
         if self.rates_G is None:
             return replace(self, times_B=times_B)
         days_B1 = ((times_B - self.times_B).double() / DAY).to(self.norms_BGF.dtype).unsqueeze(-1)

@@ -168,9 +168,9 @@ class IFA(nn.Module):
         """The state with new events, usually one, which may be older than others in it. O(D · G · F) an event."""
         return state.merge(self.state(events))
 
-    def remove(self, state: UserState, events: History) -> UserState:
-        """The state without events that are in it."""
-        return state.remove(self.state(events))
+    def remove(self, state: UserState, events: History, newest_B: Tensor) -> UserState:
+        """The state without events that are in it; `newest_B`: the time of the newest event that stays. Raises StateError (`UserState.remove`)."""
+        return state.remove(self.state(events), newest_B)
 
     def version(self) -> str:
         """16 hex digits of all weights that states are made of: states of another version mean nothing to this model. Hashes every item vector."""

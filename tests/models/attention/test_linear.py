@@ -121,6 +121,23 @@ def test_equal_keys_read_the_mean() -> None:
     torch.testing.assert_close(read_BCD, means_BGE[:, :2].flatten(1).unsqueeze(1).expand_as(read_BCD), **EXACT)
 
 
+@pytest.mark.parametrize("feature_map", [name for name, map_ in FEATURE_MAPS.items() if map_.divide == "sum"])
+def test_whoever_has_forgotten_nearly_all_still_reads_a_whole_mean(feature_map: str) -> None:
+    """The newest of ten thousand events, and it is hardly like the candidate: the read is what the weights say, and they add up to 1."""
+    n, attention = 10_000, make_attention(feature_map, 0.05, heads=1, features=8, layers=1)
+    query_11D, noise_1nD = (torch.randn(1, places, 8, generator=draws(places), dtype=torch.float64) for places in (1, n))
+    along_D1 = torch.nn.functional.normalize(query_11D[0, 0], dim=0).unsqueeze(1)
+    keys_1nD, query_11D = 0.1 * noise_1nD + 3 * along_D1.T, 3 * along_D1.T.unsqueeze(0)
+    with torch.no_grad():
+        attention.keys.copy_(-3 * along_D1 * (torch.arange(8) != 0))  # features of events: nearly none but the first
+        attention.queries[0] = -3 * along_D1 * (torch.arange(8) != 1)  # of the candidate: but the second
+        mask_1n, times_1n = torch.ones(1, n, dtype=torch.bool), (torch.arange(n) * DAY).unsqueeze(0)
+        state, weights_11n = attention.state(keys_1nD, mask_1n, times_1n), attention.weights(query_11D, keys_1nD, mask_1n, times_1n)
+        assert weights_11n[0, 0, -1] > 0.999
+        torch.testing.assert_close(weights_11n.sum(), torch.ones((), dtype=torch.float64))
+        torch.testing.assert_close(attention.read(query_11D, state, 0), weights_11n @ keys_1nD @ attention.values[0], rtol=0, atol=1e-9)
+
+
 def groups(members: int = 30, noise: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Vectors [n, 8] about six directions that are of any length, and which of them each is about."""
     random = draws(seed)
