@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
-from longtrail.config import EventLogDataset, MovieLensDataset, OpenBanditDataset, WorldDataset, load_config, parse_config
+from longtrail.config import EventLogDataset, Model, MovieLensDataset, OpenBanditDataset, SASRecSettings, WorldDataset, load_config, parse_config
 from longtrail.errors import ConfigError
+from longtrail.models.contracts import Sizes
+from longtrail.models.registry import build_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,6 +64,57 @@ def test_settings_are_immutable() -> None:
 def test_what_is_wrong_is_named(path: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(changed(path, value))
+
+
+SASREC, SAM, IFA = ({"stage": stage, "kind": kind} for stage, kind in (("retrieval", "sasrec"), ("ranking", "sam"), ("ranking", "ifa")))
+BLOSSOM: dict[str, Any] = {"kind": "blossom"}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (SASREC | {"attention": BLOSSOM | {"kv_heads": 3}}, "heads is 2, attention.kv_heads is 3; expected kv_heads that divide the heads"),
+        (SASREC | {"attention": BLOSSOM, "width": 30}, "width is 30, heads is 2; expected heads of an even width"),
+        (SASREC | {"width": 30, "heads": 4}, "width is 30, heads is 4; expected a width that the heads divide"),
+        (SASREC | {"negatives": 7}, "negatives is 7, which changes nothing with loss: softmax"),
+        (SASREC | {"loss": "bce", "gbce_t": 0.1}, "gbce_t is 0.1, which changes nothing with loss: bce"),
+        (SASREC | {"loss": "sampled_softmax", "gbce_prior": False}, "gbce_prior is False, which changes nothing with loss: sampled_softmax"),
+        (SAM | {"attention_weights": "softmax_eps", "attention_init": "log_length"}, "attention_init is log_length, which changes nothing with"),
+        (
+            SAM | {"items": {"kind": "recjpq", "assignment": "random", "binary": True}},
+            "binary is True, which changes nothing with assignment: random",
+        ),
+        (IFA | {"feature_map": "elu1", "prior_events": 2}, "prior_events is 2.0, which changes nothing with feature_map: elu1"),
+        (IFA | {"feature_map": "softmax", "temperature": 2}, "temperature is 2.0, which changes nothing with feature_map: softmax"),
+        (IFA | {"relation": "none", "relation_dropout": 0.5}, "relation_dropout is 0.5, which changes nothing with relation: none"),
+        (IFA | {"relation": "none", "exact_heads": 2}, "exact_heads is 2, which changes nothing with"),
+        (IFA | {"width": 5}, "width is 5, exact_heads is 4"),
+    ],
+)
+def test_a_model_that_could_not_be_built_or_a_setting_without_a_say_is_refused_at_once(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"params.yaml: models.mine.*{message}"):
+        parse_config(changed("models.mine", model))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        SASREC | {"loss": "gbce", "negatives": 7, "gbce_t": 0.1, "gbce_prior": False},
+        SASREC | {"negatives": 256, "gbce_t": 0.75},  # the defaults, written out
+        SAM | {"attention_init": "log_length"},
+        IFA | {"relation": "none", "exact_heads": 2, "recent_events": 5},
+        IFA | {"relation": "none", "width": 5},  # what does not divide it is not used
+    ],
+)
+def test_settings_with_a_say_are_kept_and_may_be_written_out_whole(model: dict[str, Any]) -> None:
+    config = parse_config(changed("models.mine", model))
+    assert parse_config(config.model_dump(mode="json")) == config
+    build_model(config.models["mine"], Sizes(items=3, categories=2, actions=1))
+
+
+def test_a_model_of_another_day_loads_with_settings_that_had_no_say() -> None:
+    held = SASRecSettings(negatives=7)
+    assert TypeAdapter[Any](Model).validate_python(held.model_dump(mode="json")) == held
 
 
 def test_every_bad_key_is_listed_at_once() -> None:

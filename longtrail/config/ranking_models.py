@@ -1,5 +1,6 @@
 """Settings of the models that rank a candidate set."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -45,7 +46,7 @@ class DINSettings(RankerSettings):
     kind: Literal["din"] = "din"
     attention_hidden: Annotated[tuple[Positive, ...], Field(min_length=1)] = (32,)
     attention_weights: Literal["linear", "sigmoid", "softmax"] = Field(
-        "linear", description="linear: the paper; softmax: its code; sigmoid: SAM's DIN"
+        "linear", description="linear: the paper; softmax: its code; sigmoid: as in the DIN that SAM is compared with, whose sizes are others"
     )
     attention_init: Literal["random", "similarity"] = Field("random", description="similarity: half the units start as q · k (ours)")
 
@@ -66,15 +67,20 @@ class SAMSettings(RankerSettings):
     feedback: bool = Field(True, description="later passes attend with the updated memory (the paper); False is the released code")
     enhancement: Count = Field(0, description="steps that refine the last memory with the target; 3 is SAM-3P+")
     attention_weights: Literal["sigmoid", "scaled_sigmoid", "softmax", "softmax_eps"] = Field(
-        "sigmoid", description="sigmoid: the paper; scaled_sigmoid: sigmoid(l / sqrt(D)); softmax_eps: exp(l - max) / (sum + 0.01)"
+        "sigmoid", description="sigmoid: the released code; scaled_sigmoid: sigmoid(l / sqrt(D)); softmax_eps: exp(l - max) / (sum + 0.01)"
     )
     read_scale: Literal["none", "sqrt", "mean", "norm"] = Field(
-        "none", description="the read vector as it is (paper), divided by sqrt(n) or 1 + sum of weights, or normalised to unit variance"
+        "none", description="the read vector as it is (the released code), divided by sqrt(n) or 1 + sum of weights, or normalised to unit variance"
     )
     attention_init: Literal["zero", "log_length", "similarity"] = Field(
         "zero",
-        description="first bias of the weights: 0 (paper), or -log(max_history / 8): few at first; similarity: half the units start as q · k (ours)",
+        description="zero: the released code; log_length: the weights' bias starts at -log(max_history / 8), few at first; "
+        "similarity: half the units start as q · k (both ours)",
     )
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        if self.attention_init == "log_length" and self.attention_weights in ("softmax", "softmax_eps"):
+            yield "attention_init", f"attention_weights: {self.attention_weights}, which takes a bias away again"
 
 
 class IFASettings(RankerSettings):
@@ -102,12 +108,23 @@ class IFASettings(RankerSettings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "IFASettings":
+        idle = dict(self.idle())
         for name in ("heads", "exact_heads"):
-            if 2 * self.width % getattr(self, name):
+            if name not in idle and 2 * self.width % getattr(self, name):
                 raise ValueError(f"width is {self.width}, {name} is {getattr(self, name)}; expected {name} that divide twice the width")
         if self.half_life_days is not None and self.feature_map in ("linrec", "softmax"):
             raise ValueError(f"half_life_days with feature_map {self.feature_map}; expected a feature map that divides by the sum of its weights")
         return self
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        for name in ("heads", "features", "temperature") if self.feature_map == "softmax" else ():
+            yield name, "feature_map: softmax"
+        if self.feature_map != "clusters":
+            yield "prior_events", f"feature_map: {self.feature_map}"
+        if self.relation == "none":
+            yield "relation_dropout", "relation: none"
+        if self.relation == "none" and self.feature_map != "softmax" and not self.recent_events:
+            yield "exact_heads", f"feature_map: {self.feature_map}, recent_events: 0 and relation: none"
 
 
 class MeanPoolingSettings(RankerSettings):

@@ -1,11 +1,12 @@
 """Settings of the models that search the whole catalogue."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from longtrail.config.base import MeanDecay, Positive, PositiveFloat, Rate, Settings, Share
-from longtrail.config.slots import AttentionSettings, FullAttentionSettings, WithItems
+from longtrail.config.slots import AttentionSettings, BlossomSettings, FullAttentionSettings, WithItems
 
 
 class PopularityRetrieverSettings(Settings):
@@ -42,6 +43,13 @@ class EncoderSettings(WithItems):
     max_epochs: Positive = 40
     patience: Positive = Field(5, description="epochs without a better validation metric before training stops")
 
+    def idle(self) -> Iterator[tuple[str, str]]:
+        if self.loss not in ("gbce", "sampled_softmax"):
+            yield "negatives", f"loss: {self.loss}"
+        if self.loss != "gbce":
+            yield "gbce_t", f"loss: {self.loss}"
+            yield "gbce_prior", f"loss: {self.loss}"
+
 
 class TransformerSettings(EncoderSettings):
     """Encoders made of transformer blocks."""
@@ -51,14 +59,20 @@ class TransformerSettings(EncoderSettings):
     heads: Positive = 2
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> "TransformerSettings":
+    def _heads_fit(self) -> "TransformerSettings":
         if self.width % self.heads:
             raise ValueError(f"width is {self.width}, heads is {self.heads}; expected a width that the heads divide")
+        if isinstance(self.attention, BlossomSettings):
+            if self.width // self.heads % 2:
+                raise ValueError(f"width is {self.width}, heads is {self.heads}; expected heads of an even width: blossom rotates pairs of numbers")
+            if self.heads % self.attention.kv_heads:
+                raise ValueError(f"heads is {self.heads}, attention.kv_heads is {self.attention.kv_heads}; expected kv_heads that divide the heads")
         return self
 
 
 class SASRecSettings(TransformerSettings):
-    """Self-attentive sequential recommendation (Kang & McAuley, ICDM 2018). With `loss: gbce` it is gSASRec (Petrov & Macdonald, RecSys 2023)."""
+    """Self-attentive sequential recommendation (Kang & McAuley, ICDM 2018). With `loss: gbce` it is gSASRec (Petrov & Macdonald, RecSys 2023), but
+    for `gbce_prior` and for negatives that neighbouring targets share (losses/sampled.py), which are ours."""
 
     kind: Literal["sasrec"] = "sasrec"
 

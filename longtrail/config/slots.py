@@ -1,5 +1,6 @@
 """Settings of the parts that models are composed of: the table of items and the attention over a history."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -25,7 +26,11 @@ class RecJPQItemsSettings(Settings):
     composition: Literal["concat", "sum"] = Field(
         "concat", description="concat: pieces of width / splits, one after the other (the paper's); sum: pieces as wide as the item, added up (ours)"
     )
-    binary: bool = Field(False, description="svd: True counts a repeated interaction once (the paper's figure), False each time (its code)")
+    binary: bool = Field(False, description="svd, bpr: True counts a repeated interaction once (the paper's figure), False each time (its code)")
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        if self.assignment == "random":
+            yield "binary", "assignment: random"
 
 
 ItemsSettings = Annotated[DenseItemsSettings | RecJPQItemsSettings, Field(discriminator="kind")]

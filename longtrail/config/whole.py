@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, model_validator
 from pydantic import ValidationError as PydanticError
 
-from longtrail.config.base import Positive, PositiveFloat, Settings
+from longtrail.config.base import AS_WRITTEN, Positive, PositiveFloat, Settings
 from longtrail.config.cluster import ClusterSettings
 from longtrail.config.data import Dataset, FeatureSettings, IngestSettings, MovieLensDataset, SplitSettings, ValidationSettings
 from longtrail.config.experiments import CHAMPION, INCUMBENT, PACKAGED
@@ -102,7 +102,7 @@ class Config(Settings):
 def parse_config(values: Any, *, name: str = "params.yaml") -> Config:
     """Raises ConfigError that lists every bad key of `values` by its dotted path."""
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, context=AS_WRITTEN)
     except PydanticError as error:
         lines = [f"{name}: {_dotted(e['loc']) or 'top level'}: {_plain(e)}" for e in error.errors()]
         raise ConfigError("\n".join(lines)) from None
