@@ -19,7 +19,7 @@ from longtrail.models.attention.vector_code import LANES
 MADE_WITH = {
     "kernels.py": "be9794c4dfea49a5",
     "models/attention/blossom_code.py": "47489dba876400bc",
-    "models/attention/selection.py": "1956ccd8db3033f2",
+    "models/attention/selection.py": "f22c56e73d928a7d",
     "models/attention/vector_code.py": "079d4e0aeff8cb8f",
 }
 
