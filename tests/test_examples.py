@@ -63,7 +63,7 @@ def same(a: object, b: object) -> bool:
     """Whether two batches hold equal tensors."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)  # type: ignore[arg-type]
-    if a is None or isinstance(a, float):
+    if isinstance(a, int | float | None):
         return a == b
     return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))  # type: ignore[arg-type]
 

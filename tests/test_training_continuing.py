@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from torch import nn
 
 from components.train import load_previous, train_model, trained_until
 from longtrail.config import (
@@ -32,6 +33,7 @@ from longtrail.errors import ModelError
 from longtrail.examples import FeatureSet
 from longtrail.files import hash_path, read_json, write_json
 from longtrail.models.contracts import Sizes
+from longtrail.models.items.dense import DenseItems
 from longtrail.models.items.recjpq import RecJPQItems
 from longtrail.models.registry import build_model
 from longtrail.models.store import LoadedModel, ModelCard, load_model
@@ -194,6 +196,33 @@ def test_actions_are_matched_by_name(features: FeatureSet) -> None:
     table, before = module.embedding.actions, before.embedding.actions
     for place, action in enumerate(kept, start=1):
         assert torch.equal(table[1 + features.actions.index(action)], before[place])
+
+
+class Unforeseen(nn.Module):
+    """A second table of items, categories under another name, and a weight that is called as the table of actions is."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.liked, self.kinds = DenseItems(sizes.items, 4), DenseItems(sizes.categories, 3, axis="categories")
+        self.actions = nn.Parameter(torch.randn(5, 2))
+
+
+def test_tables_grow_by_what_their_rows_are_of_whatever_they_are_called(features: FeatureSet) -> None:
+    previous = older(features, "din")
+    previous = replace(previous, module=Unforeseen(previous.card.sizes))
+    module, before = Unforeseen(features.sizes), previous.module.state_dict()
+    continue_from(module, features, previous, seed=0)
+    after = module.state_dict()
+    assert torch.equal(after["actions"], before["actions"])
+    assert after["liked.table"].shape == (features.sizes.items + 1, 4)
+    for name in ("liked.table", "kinds.table"):
+        assert torch.equal(after[name][: len(before[name])], before[name])
+    matrix_UN = interaction_matrix(features, binary=True)
+    torch.testing.assert_close(after["liked.table"][len(before["liked.table"]) :], neighbour_vectors(before["liked.table"], matrix_UN))
+    torch.testing.assert_close(after["kinds.table"][-1], before["kinds.table"][1:].mean(0))
+    module.actions = nn.Parameter(torch.randn(6, 2))
+    with pytest.raises(ModelError, match=r"weight actions has shape \[5, 2\]; now \[6, 2\]"):
+        continue_from(module, features, previous, seed=0)
 
 
 def test_what_does_not_fit_is_named(features: FeatureSet) -> None:

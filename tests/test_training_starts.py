@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from longtrail.config import DINSettings, SAMSettings
+from longtrail.config import DINSettings, MeanPoolingSettings, SAMSettings
 from longtrail.examples import FeatureSet
+from longtrail.models.rankers.mean_pooling import MeanPooling
 from longtrail.models.registry import build_model
 from longtrail.training.starts import cooccurrence_vectors, met_items, start
 
@@ -87,3 +88,19 @@ def test_sam_starts_by_similarity_of_the_vectors_it_was_given(features: FeatureS
             a = module.passes[0](x, torch.ones(1, len(items), dtype=torch.bool), x, x)[0][0]
         shares[init] = np.corrcoef((x[0] @ x[0].T).ravel().numpy(), a.ravel().numpy())[0, 1]
     assert shares["similarity"] > 0.6 and abs(shares["zero"]) < shares["similarity"] - 0.2
+
+
+def test_a_ranker_of_any_kind_that_asks_for_a_start_is_given_one(features: FeatureSet) -> None:
+    """After its item vectors have theirs, and with the categories of the items it is told of."""
+
+    class Curious(MeanPooling):
+        def start_attention(self, items_n: torch.Tensor, categories_n: torch.Tensor) -> None:
+            self.told = items_n, categories_n, self.embedding.items.table.detach()[1:].std().item()
+
+    settings = MeanPoolingSettings(width=4)
+    module: Any = Curious(settings, features.sizes)
+    start(module, features, settings, seed=5)
+    items_n, categories_n, spread = module.told
+    assert np.array_equal(items_n.numpy(), met_items(features, seed=5))
+    assert np.array_equal(categories_n.numpy(), features.catalogue.categories[items_n.numpy()])
+    assert spread == pytest.approx(0.3, rel=1e-3)  # that of start_items

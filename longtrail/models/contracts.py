@@ -6,7 +6,7 @@ Histories are right-padded and stored oldest first; candidates are right-padded;
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -58,6 +58,16 @@ class Sizes:
     actions: int
 
 
+Axis = Literal["items", "categories", "actions"]
+
+
+@runtime_checkable
+class Grows(Protocol):
+    """Any part of a model that holds tensors of a row for each id of one kind, row 0 padding: training that goes on from newer data adds rows."""
+
+    axes: Mapping[str, Axis]  # by a tensor's name in the part: {"table": "items"}
+
+
 @runtime_checkable
 class ItemEmbedding(Protocol):
     """One vector an item, however it is stored: the item slot of every trained model, `.items` of an encoder and `.embedding.items` of a ranker."""
@@ -93,6 +103,16 @@ class Watched(Protocol):
 
     def health(self, history: History, candidates: Candidates, context: Context) -> dict[str, float]:
         """Figures by name; may be empty where the batch has nothing to tell."""
+        ...
+
+
+@runtime_checkable
+class StartsAttention(Protocol):
+    """A ranker whose attention starts from its item vectors."""
+
+    def start_attention(self, items_n: Tensor, categories_n: Tensor) -> None:
+        """Called before a new model's first step, when its item vectors have their start. Items int64 [n], as often as people meet them, and their
+        categories."""
         ...
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longtrail.config import DenseItemsSettings, ItemsSettings
-from longtrail.models.contracts import Candidates, History, Sizes
+from longtrail.models.contracts import Axis, Candidates, History, Sizes
 from longtrail.models.items.dense import DenseItems, known
 from longtrail.models.items.factory import make_items
 from longtrail.models.lookup import look_up, look_up_and_add, look_up_both
@@ -32,7 +32,8 @@ class BehaviourEmbedding(nn.Module):
         super().__init__()
         self.width, self.recent_width = 2 * width, len(DECAYS) * 2 * width
         self.items = make_items(items, sizes.items, width, std=std)
-        self.categories = DenseItems(sizes.categories, width, std=std)
+        self.categories = DenseItems(sizes.categories, width, std=std, axis="categories")
+        self.axes: dict[str, Axis] = {"actions": "actions"}
         self.actions = nn.Parameter(torch.randn(sizes.actions + 1, 2 * width) * std)
         with torch.no_grad():
             self.actions[0] = 0

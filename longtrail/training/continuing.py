@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from longtrail.errors import ModelError
 from longtrail.examples import FeatureSet
-from longtrail.models.contracts import Sizes
-from longtrail.models.items.dense import DenseItems
+from longtrail.models.contracts import Grows, Sizes
 from longtrail.models.items.recjpq import RecJPQItems
 from longtrail.models.store import LoadedModel, ModelCard
 from longtrail.models.vocabulary import Vocabulary
@@ -35,6 +34,8 @@ LEAST_KNOWN = 0.5  # share of a model's items that must still be there, our choi
 def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel, *, seed: int) -> None:
     """Give `module`, new and built for `features`, the weights of `previous`, which was trained on an earlier state of the same log.
 
+    Which weights have a row for each item, category or action, the parts say that hold them (longtrail.models.contracts.Grows).
+
     A new item starts as what the people who touched it had touched before (`neighbour_vectors`), in RecJPQ with the codes that lie nearest to
     that; a new category as the mean of the known ones; a new action as it was built. Raises ModelError naming what does not fit: items,
     categories or actions that are no longer there, or a weight of another shape.
@@ -47,26 +48,29 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
     parts = dict(module.named_modules())
     items, categories = _Rows(places_N, features.sizes.items + 1), _Rows(places_C, features.sizes.categories + 1)
     matrix_UN = items.columns(interaction_matrix(features, binary=True))
+    grow = {
+        "items": lambda rows: items.moved(rows, lambda known: torch.cat([known, neighbour_vectors(known, matrix_UN)])),
+        "categories": lambda rows: categories.moved(rows, lambda known: torch.cat([known, _mean(known).expand(categories.new, -1)])),
+    }
     grown: dict[str, Tensor] = {}
     for name, tensor in before.items():
         owner, _, leaf = name.rpartition(".")
-        table = isinstance(parts[owner], DenseItems | RecJPQItems) and leaf in ("table", "codes")
-        if tensor.shape[1:] != after[name].shape[1:] or (tensor.shape != after[name].shape and not table and leaf != "actions"):
+        part = parts[owner]
+        axis = part.axes.get(leaf) if isinstance(part, Grows) else None
+        if tensor.shape[1:] != after[name].shape[1:] or (tensor.shape != after[name].shape and axis is None):
             shapes = f"{list(tensor.shape)}; now {list(after[name].shape)}"
             raise ModelError(f"model {card.name}: weight {name} has shape {shapes}: expected the settings it was trained with")
-        if leaf == "actions":
+        if axis is None:
+            grown[name] = tensor
+        elif axis == "actions":
             places = [0, *(1 + features.actions.index(action) for action in card.actions)]
             grown[name] = after[name].index_copy(0, torch.tensor(places), tensor)
-        elif not table:
-            grown[name] = tensor
-        elif leaf == "codes":
+        elif isinstance(part, RecJPQItems):
             counts_UN = items.columns(interaction_matrix(features, binary=card.settings.items.binary))  # as the first codes were made
             extend = partial(_more_codes, levels_Mb=before[f"{owner}.levels"], matrix_UN=counts_UN, seed=seed)
             grown[name] = items.moved(tensor, extend)
-        elif owner.rpartition(".")[2] == "items":
-            grown[name] = items.moved(tensor, lambda known: torch.cat([known, neighbour_vectors(known, matrix_UN)]))
         else:
-            grown[name] = categories.moved(tensor, lambda known: torch.cat([known, _mean(known).expand(categories.new, -1)]))
+            grown[name] = grow[axis](tensor)
     module.load_state_dict(grown)
     log.info("continues from %s: %d known and %d new items", card.name, items.known - 1, items.new)
 

@@ -11,15 +11,19 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 
-from longtrail.config import DINSettings, IFASettings, RankerSettings, RecJPQItemsSettings, SAMSettings
+from longtrail.config import RankerSettings, RecJPQItemsSettings
 from longtrail.examples import FeatureSet
+from longtrail.models.contracts import StartsAttention
 from longtrail.models.items.factory import item_slots
 from longtrail.training.codes import assign_codes
 from longtrail.training.interactions import interaction_matrix
 
 
 def start(module: Any, features: FeatureSet, settings: Any, *, seed: int) -> None:
-    """Codes and start vectors, as `settings` say, from the training period alone. Not for a training that is resumed: its weights hold both."""
+    """Codes, start vectors and what attention makes of them, as `settings` say, from the training period alone.
+
+    Not for a training that is resumed: its weights hold all of it.
+    """
     items = getattr(settings, "items", None)
     if isinstance(items, RecJPQItemsSettings):
         assigned = assign_codes(features, items, seed=seed)
@@ -27,7 +31,7 @@ def start(module: Any, features: FeatureSet, settings: Any, *, seed: int) -> Non
             slot.set_codes(torch.from_numpy(assigned.codes_NM), torch.from_numpy(assigned.levels_Mb))
     if isinstance(settings, RankerSettings) and settings.item_start == "cooccurrence":
         module.embedding.start_items(torch.from_numpy(cooccurrence_vectors(features, settings.width, seed=seed)))
-    if isinstance(settings, DINSettings | IFASettings | SAMSettings):
+    if isinstance(module, StartsAttention):
         items_n = met_items(features, seed=seed)
         module.start_attention(torch.from_numpy(items_n), torch.from_numpy(features.catalogue.categories[items_n]))
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from longtrail.models.contracts import Axis
 from longtrail.models.lookup import look_up
 
 
@@ -12,8 +13,10 @@ class DenseItems(nn.Module):
     An id above N is an item that came after the model was trained: it reads row 0, the unknown item.
     """
 
-    def __init__(self, items: int, width: int, *, std: float = 0.02) -> None:
+    def __init__(self, items: int, width: int, *, std: float = 0.02, axis: Axis = "items") -> None:
+        """`axis`: what the rows are of."""
         super().__init__()
+        self.axes = {"table": axis}
         self.items = items
         self.width = width
         self.table = nn.Parameter(torch.randn(items + 1, width) * std)

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from longtrail.models.contracts import Axis
 from longtrail.models.items.dense import known
 from longtrail.models.lookup import look_up_sum
 
@@ -47,6 +48,7 @@ class RecJPQItems(nn.Module):
         if not 1 <= codes <= 256:
             raise ValueError(f"codes is {codes}; expected 1 to 256")
         self.items, self.width, self.composition = items, width, composition
+        self.axes: dict[str, Axis] = {"codes": "items"}
         self.codes: Tensor
         drawn_NM = torch.randint(codes, (items + 1, splits), dtype=torch.uint8)
         drawn_NM[0] = 0
