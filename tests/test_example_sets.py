@@ -8,6 +8,7 @@ import torch
 
 from longtrail.examples import FeatureSet, RankingBatches
 from longtrail.examples.sets import WINDOW, widened
+from longtrail.history import FlatHistories
 from longtrail.losses import ranking_loss
 
 
@@ -19,8 +20,10 @@ def test_widened_by_its_definition(seed: int) -> None:
     starts_B = np.array([0, 1, 50, 299, 120])
     widths_B = np.array([2, 1, 3, 1, 4])
     rows_BC = np.where(np.arange(4) < widths_B[:, None], starts_B[:, None] + np.arange(4), -1)
-    history_BL = rng.integers(0, 30, (5, 9))
-    rows, own = widened(rows_BC, starts_B, items_E, history_BL, 6, rng)
+    lengths_B = np.array([0, 9, 9, 2, 14])
+    offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B)])
+    items = rng.integers(1, 30, lengths_B.sum())
+    rows, own = widened(rows_BC, starts_B, items_E, FlatHistories(items=items, actions=items, times=items, offsets_B1=offsets_B1), 6, rng)
     drawn = 0
     for b in range(5):
         n = widths_B[b]
@@ -30,9 +33,9 @@ def test_widened_by_its_definition(seed: int) -> None:
         assert (rows[b, n + len(more) :] == -1).all()
         assert len(more) <= 6
         assert ((more < starts_B[b]) & (more >= starts_B[b] - WINDOW)).all()
-        items = items_E[more]
-        assert len(set(items)) == len(items)
-        assert not set(items) & (set(history_BL[b]) | set(items_E[starts_B[b] : starts_B[b] + n]))
+        found = items_E[more]
+        assert len(set(found)) == len(found)
+        assert not set(found) & (set(items[offsets_B1[b] : offsets_B1[b + 1]]) | set(items_E[starts_B[b] : starts_B[b] + n]))
         drawn += len(more)
     assert drawn > 12
     assert (rows[0] >= 0).sum() == 2  # nothing came before the first request
@@ -58,6 +61,19 @@ def test_batches_with_sampled_candidates(toy_features_folder: Path) -> None:
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits_BC[batch.exposed], batch.clicks_BC[batch.exposed].double())
     loss = ranking_loss(logits_BC, batch.clicks_BC, batch.candidates.lengths_B, exposed_BC=batch.exposed)
     torch.testing.assert_close(loss, expected)
+
+
+def test_nothing_that_was_ever_seen_is_drawn(toy_features_folder: Path) -> None:
+    """However little of a history the model reads."""
+    features, drawn = FeatureSet.open(toy_features_folder), 0
+    batches = RankingBatches(features, "train", max_history=2, batch_size=64, seed=0, sampled=5)
+    for batch in batches:
+        held = features.history.flat(batch.users_B.numpy(), batches.history_length_R[batch.requests_B.numpy()])
+        for b, (items_C, exposed_C) in enumerate(zip(batch.candidates.items_BC.numpy(), batch.exposed.numpy(), strict=True)):
+            more = set(items_C[~exposed_C]) - {0}
+            assert not more & set(held.items[held.offsets_B1[b] : held.offsets_B1[b + 1]])
+            drawn += len(more)
+    assert drawn > 1000
 
 
 def test_drawn_candidates_look_like_logged_ones(toy_features_folder: Path) -> None:

@@ -39,12 +39,15 @@ DAYS = 60
 _MINUTE = 60_000_000  # µs
 
 
-def toy_tables(folder: Path, users: int = 60, items: int = 120, events_per_user: int = 40, seed: int = 0, *, impressions: bool = True) -> Path:
+def toy_tables(
+    folder: Path, users: int = 60, items: int = 120, events_per_user: int = 40, seed: int = 0, *, impressions: bool = True, shuffled: bool = False
+) -> Path:
     """Write the four tables, an empty quarantine and counts.json to `folder`; returns it.
 
     Each user has exactly `events_per_user` interactions (clicks and views) and events_per_user // 4 requests of 4 items that a uniform policy
     drew (conditional propensity 1 / (items - position + 1)). One request in ten is at the very time of an earlier event of its user, and
-    one event in twenty is written hours late. With `impressions` False that table is empty and all interactions are views.
+    one event in twenty is written hours late. With `impressions` False that table is empty and all interactions are views. With `shuffled` each
+    request's clicks are dealt out anew among its items, before anything follows from them: nothing tells which were clicked.
     The last item never occurs. Items of the first category have no category.
     """
     rng = np.random.default_rng(seed)
@@ -52,6 +55,8 @@ def toy_tables(folder: Path, users: int = 60, items: int = 120, events_per_user:
     catalogue = items - 1
     taste_UK = np.stack([rng.permutation(CATEGORIES)[:2] for _ in range(users)])
     shown = _requests(rng, category_of, taste_UK, catalogue, events_per_user) if impressions else _no_requests()
+    if shuffled:
+        shown["click"] = rng.permuted(shown.click.to_numpy().reshape(-1, SLATE), axis=1).ravel()
     clicks = shown[shown.click == 1].assign(action="click", timestamp=lambda rows: rows.timestamp + _MINUTE // 2)
     clicks = clicks.groupby("user").head(events_per_user)[["user", "item", "timestamp", "action"]]
     viewed = _views(rng, category_of, taste_UK, catalogue, events_per_user - np.bincount(clicks.user.astype(int), minlength=users))

@@ -67,8 +67,9 @@ class RankingBatches:
     A request is the rows that share request_id, user and timestamp. History and user statistics belong to that instant.
     With `seed` None the order is fixed; else it is a pure function of (seed, epoch): call `set_epoch` before each epoch. `batches[i]` makes
     the i-th batch of the epoch alone, so that an epoch can be entered in its middle. `since` (UTC µs) leaves out older requests; rows are then
-    counted from the first one kept. With `sampled`, up to so many unlabelled candidates join each request (longtrail/examples/sets.py); they
-    depend on seed, epoch and batch alone. Raises HistoryError where the split has no rows.
+    counted from the first one kept. With `sampled`, up to so many unlabelled candidates join each request (longtrail/examples/sets.py). They are
+    drawn for the requests that come together: the pieces of a batch (`piece`) get others than the batch would. Raises HistoryError where the split
+    has no rows.
     """
 
     def __init__(
@@ -166,7 +167,8 @@ class RankingBatches:
         exposed_BC = rows_BC >= 0
         if self.sampled:
             rng = np.random.default_rng([self.seed or 0, self.epoch, int(requests_B[0])])
-            rows_BC, exposed_BC = widened(rows_BC, starts_B, self._items_E, history.items_BL, self.sampled, rng)
+            whole = self.features.history.flat(users_B, lengths_B)  # of this batch alone; max_history is what the model reads, not what was seen
+            rows_BC, exposed_BC = widened(rows_BC, starts_B, self._items_E, whole, self.sampled, rng)
         real_BC = rows_BC >= 0
         statistics_BC = self._statistics(rows_BC, real_BC & ~exposed_BC, starts_B)
         clicks_BC = np.where(exposed_BC, self._clicks_E[rows_BC], np.float32(0))

@@ -7,12 +7,14 @@ rows of the same table, with the statistics they had there. They have no label f
 - A drawn item's statistics are those of its newest row before the request, and that row counted: without the delay, drawn items were told from logged
   ones by their smaller counts (AUC .73 in the test's log). Interactions since that row are missing; a cold item is never drawn.
 - Rows before the request, never after: an item that did not exist yet, or a count from the future, cannot come in.
-- Never an item of the user's history, nor one twice: serving leaves out what was seen. Where a log's own requests repeat seen items, do not draw.
+- Never an item of the user's whole history, nor one twice: serving leaves out what was seen. Where a log's requests repeat seen items, do not draw.
 - Not the user's neighbouring requests put together: each has a history that holds the answers to the ones before.
 """
 
 import numpy as np
 from numpy.typing import NDArray
+
+from longtrail.history import FlatHistories
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -34,17 +36,17 @@ class NewestRows:
         return self.order_E[np.searchsorted(self.keys_E, items * self.base + rows) - 1]
 
 
-def widened(rows_BC: Ints, starts_B: Ints, items_E: Ints, history_BL: Ints, sampled: int, rng: np.random.Generator) -> tuple[Ints, Bools]:
+def widened(rows_BC: Ints, starts_B: Ints, items_E: Ints, histories: FlatHistories, sampled: int, rng: np.random.Generator) -> tuple[Ints, Bools]:
     """Rows [B, C'] of each request's own and up to `sampled` drawn candidates, right-padded with -1; and which are its own.
 
-    `rows_BC`: the request's own rows, right-padded with -1; `starts_B`: the first of them; `history_BL`: items the user had to do with, 0 padding.
+    `rows_BC`: the request's own rows, right-padded with -1; `starts_B`: the first of them; `histories`: all that each user had to do with before.
     """
     shape = (len(rows_BC), _SPARE * sampled)
     drawn_BK = starts_B[:, None] - 1 - rng.integers(0, np.clip(starts_B, 1, WINDOW)[:, None], shape)
     all_BC = np.concatenate([rows_BC, np.where(starts_B[:, None] > 0, drawn_BK, -1)], axis=1)
     own_BC = np.arange(all_BC.shape[1]) < (rows_BC >= 0).sum(1, keepdims=True)
     items_BC = np.where(all_BC >= 0, items_E[all_BC], 0)
-    fresh_BC = (all_BC >= 0) & ~_repeats(items_BC) & ~_seen(items_BC, history_BL) & (np.arange(all_BC.shape[1]) >= rows_BC.shape[1])
+    fresh_BC = (all_BC >= 0) & ~_repeats(items_BC) & ~_seen(items_BC, histories) & (np.arange(all_BC.shape[1]) >= rows_BC.shape[1])
     fresh_BC &= fresh_BC.cumsum(1) <= sampled
     kept_BC = own_BC | fresh_BC
     order_BC = np.argsort(~kept_BC, axis=1, kind="stable")[:, : kept_BC.sum(1).max()]
@@ -61,7 +63,8 @@ def _repeats(items_BC: Ints) -> Bools:
     return repeated_BC
 
 
-def _seen(items_BC: Ints, history_BL: Ints) -> Bools:
+def _seen(items_BC: Ints, histories: FlatHistories) -> Bools:
     """Where an item stands in its row's history."""
-    row_B1 = np.arange(len(items_BC))[:, None] * (1 + max(items_BC.max(initial=0), history_BL.max(initial=0)))
-    return np.isin(row_B1 + items_BC, (row_B1 + history_BL)[history_BL > 0])
+    rows_B, span = np.arange(len(items_BC)), 1 + max(items_BC.max(initial=0), histories.items.max(initial=0))
+    held_n = np.repeat(rows_B * span, np.diff(histories.offsets_B1)) + histories.items
+    return np.isin(rows_B[:, None] * span + items_BC, held_n)

@@ -1,7 +1,8 @@
 """Who computes which examples of a step: its batch is cut over the processes, and each process's share over the pieces that it takes one by one.
 
-The examples of a step are a pure function of (seed, epoch, step). Neither the number of processes nor that of pieces changes them, so a training
-may be resumed with others, in the middle of an epoch too, and sees every example once.
+Which examples a step has is a pure function of (seed, epoch, step). Neither the number of processes nor that of pieces changes it, so a training
+may be resumed with others, in the middle of an epoch too, and sees every example once. What is drawn for an example (sampled candidates, negatives,
+masks, dropout) does change with them: docs/training.md.
 """
 
 from collections.abc import Iterator

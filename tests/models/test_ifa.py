@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from longtrail.config import IFASettings
 from longtrail.models.attention.linear import FEATURE_MAPS
 from longtrail.models.attention.user_state import DAY
-from longtrail.models.contracts import Candidates, History
 from longtrail.models.masks import padding_mask
 from longtrail.models.order import newest
 from longtrail.models.rankers.ifa import IFA
@@ -173,32 +172,3 @@ def test_newest_events() -> None:
     for b, n in enumerate(LENGTHS):
         assert torch.equal(cut.items_BL[b, : min(n, 4)], history.items_BL[b, max(0, n - 4) : n])
     assert newest(history, 12) is history
-
-
-def random_sets(requests: int, places: int, seed: int) -> tuple[History, Candidates, Tensor]:
-    """Sets of i.i.d. items of which one, at a random place, is labelled: nothing tells which."""
-    history = make_history(seed, (3,) * requests)
-    candidates = make_candidates(seed, (places,) * requests)
-    labels_BC = torch.zeros(requests, places).scatter_(1, torch.randint(places, (requests, 1), generator=draws(seed)), 1.0)
-    return history, candidates, labels_BC
-
-
-def test_the_relation_finds_no_label_that_is_not_there() -> None:
-    """Leak detector: one positive among i.i.d. others, trained with the whole loss; on fresh sets the positive's rank is that of chance."""
-    from longtrail.losses import ranking_loss
-
-    torch.manual_seed(0)
-    model = IFA(IFASettings(width=4, hidden=(16,), max_history=3, features=4), SIZES).train()
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(80):
-        history, candidates, labels_BC = random_sets(64, 8, 1000 + step)
-        loss = ranking_loss(model(history, candidates, make_context(step, 64)), labels_BC, candidates.lengths_B, listwise=0.5)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    history, candidates, labels_BC = random_sets(1500, 8, 7)
-    with torch.no_grad():
-        logits_BC = model.eval()(history, candidates, make_context(7, 1500))
-    positive_B1 = logits_BC[labels_BC > 0].unsqueeze(1)
-    auc = ((positive_B1 > logits_BC).sum() / (1500 * 7)).item()
-    assert abs(auc - 0.5) < 4 * (1 / 12 / 1500) ** 0.5  # a rank is uniform over eight places: σ² is about 1/12

@@ -8,10 +8,10 @@ import torch
 
 from longtrail.errors import StateError
 from longtrail.models.attention.user_state import DAY, UserState
-from longtrail.models.contracts import History
+from longtrail.models.contracts import Candidates, Context, History
 from longtrail.models.masks import padding_mask
 from longtrail.models.order import newest
-from longtrail.models.rankers.ifa import between
+from longtrail.models.rankers.ifa import IFA, between
 from tests.contracts.batches import draws, make_candidates, make_context, make_history, make_request, with_garbage, with_padding
 from tests.models.attention.test_linear import LENGTHS
 from tests.models.test_ifa import make_ifa
@@ -181,15 +181,54 @@ def test_states_of_other_weights_are_refused() -> None:
         make_ifa(feature_map="softmax").state(make_history())
 
 
-def test_states_hold_no_candidate() -> None:
-    """The gradient of a state with respect to the candidates' own vectors is none at all; histories share the tables, so they are left unread."""
-    model, (history, candidates, _) = make_ifa(), make_request()
-    query_BCD = model.embedding.queries(candidates).detach().requires_grad_()
-    state = model.state(history)
-    model.read(history, query_BCD, state)[1].sum().backward(retain_graph=True)
-    gradients = torch.autograd.grad(state.sums_BGFE.sum() + state.norms_BGF.sum(), [query_BCD], allow_unused=True)
-    assert query_BCD.grad is not None and query_BCD.grad.abs().sum() > 0
-    assert gradients == (None,)
+def state_made(
+    model: IFA, request: tuple[History, Candidates, Context], monkeypatch: pytest.MonkeyPatch
+) -> tuple[UserState, torch.Tensor, torch.Tensor]:
+    """The state that a forward pass makes, its candidates' vectors as a leaf of the graph, and its logits."""
+    assert model.attention is not None
+    made, asked, make, ask = [], [], model.attention.state, model.embedding.queries
+
+    def leaf(candidates: Candidates) -> torch.Tensor:
+        asked.append(ask(candidates).detach().requires_grad_())
+        return asked[-1]
+
+    monkeypatch.setattr(model.attention, "state", lambda *given: made.append(make(*given)) or made[-1])
+    monkeypatch.setattr(model.embedding, "queries", leaf)
+    logits_BC = model(*request)
+    monkeypatch.undo()
+    assert len(made) == len(asked) == 1
+    return made[0], asked[0], logits_BC
+
+
+@pytest.mark.parametrize("changes", [{}, {"recent_events": 3, "relation": "softmax"}, {"feature_map": "elu1", "half_life_days": 0.003}], ids=str)
+def test_states_hold_no_candidate(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made within a forward pass, a state has no gradient by the candidates, and others leave its bits alone. One that heard them is found."""
+    model, (history, candidates, context) = make_ifa(**changes), make_request()
+    other = replace(candidates, items_BC=candidates.items_BC % 40 + 1, categories_BC=candidates.categories_BC % 6 + 1)
+
+    def gradient_and_difference() -> tuple[torch.Tensor | None, bool]:
+        state, query_BCD, logits_BC = state_made(model, (history, candidates, context), monkeypatch)
+        (by_logits,) = torch.autograd.grad(logits_BC.sum(), [query_BCD], retain_graph=True)
+        assert by_logits.abs().sum() > 0
+        (found,) = torch.autograd.grad(state.sums_BGFE.sum() + state.norms_BGF.sum(), [query_BCD], allow_unused=True)
+        after, _, other_logits_BC = state_made(model, (history, other, context), monkeypatch)
+        assert not torch.equal(logits_BC, other_logits_BC)
+        return found, torch.equal(state.flat(torch.float64), after.flat(torch.float64))
+
+    assert gradient_and_difference() == (None, True)
+    keys, read, heard = model._keys, model.read, []
+
+    def listening(history: History, query_BCD: torch.Tensor, state: UserState | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        heard[:] = [query_BCD]
+        return read(history, query_BCD, state)
+
+    def told(history: History) -> tuple[torch.Tensor, torch.Tensor]:
+        keys_BLD, mask_BL = keys(history)
+        return (keys_BLD + heard[0].mean(1, keepdim=True)) * mask_BL.unsqueeze(-1), mask_BL
+
+    model.read, model._keys = listening, told  # type: ignore[method-assign]
+    gradient, same = gradient_and_difference()
+    assert gradient is not None and gradient.abs().sum() > 0 and not same
 
 
 def test_states_stay_in_float32_under_autocast() -> None:
