@@ -1,6 +1,6 @@
 """What statistics made by hand reach on MovieLens, like or not, by how much of the history they see: does the log hold more than a model finds?
 
-    python -m benchmarks.quality.by_hand --features build/quality/data/ml-1m-click/features
+    python -m benchmarks.quality.by_hand --features build/quality/data/ml-1m-click-*/features
 
 A logistic regression, fitted to the newest 100,000 ratings of the training period. Similarities of films come from older ratings alone, so that no
 label is in its own features. E rows, U users, N items; a window is the newest L events before a row.
