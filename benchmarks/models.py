@@ -4,16 +4,21 @@
     python -m benchmarks.models --models sasrec --models sam --seconds 1          # every name that begins so
     python -m benchmarks.models                                                   # everything: about ten minutes on one core
 
-One user (rankers: with --candidates); the models' own default sizes, full histories. All models of a length take turns, so that a busy machine is
-busy for all of them. "full" is torch's scaled-dot-product attention, "naive" the same layer with its L×L weights written out. Memory is what a call
-allocates at its highest, weights and inputs aside. A size that would take over the limits, by what the one before took, is left out and named. Cells
-already in the file are not measured again: a run that was stopped goes on, and --fresh starts over.
+Forward: one user, as the service scores (inference mode, compiled code; rankers: --candidates). Training: forward and backward in training mode, as a
+learner asks; rankers --batch requests of --training-candidates, so that large batches take the compiled paths that training takes, encoders one
+window with a target at every place; no loss, no optimiser. The models' own default sizes, full histories. All models of a length take turns, so that
+a busy machine is busy for all of them. "full" is torch's scaled-dot-product attention, "naive" the same layer with its L×L weights written out.
+Memory is what a call allocates at its highest, weights and inputs aside. A size that would take over the limits, by what the one before took, is left
+out and named. Cells already in the file are not measured again where device, threads, torch, candidates and batch are the same: a run that was
+stopped goes on, each cell with the commit and the hardware that it was measured with, and --fresh starts over.
 """
 
+import copy
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -23,18 +28,36 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from benchmarks.ranker_latency import hardware, make_request
+from benchmarks.ranker_latency import device_name, hardware, make_request
 from longtrail.config import BlossomSettings, RankerModel, RetrieverModel
+from longtrail.examples import SequenceBatch
 from longtrail.files import read_json, write_json
 from longtrail.models.attention.blossom import BlossomAttention
 from longtrail.models.attention.full import FullAttention
-from longtrail.models.contracts import Retriever, Sizes
+from longtrail.models.attention.fused import serving
+from longtrail.models.contracts import Retriever, Sizes, WithAuxiliary
 from longtrail.models.registry import build_model
 
 SEED, WIDTH, HEADS = 0, 64, 2  # SASRec's default sizes
 SIZES = Sizes(items=1_000, categories=100, actions=5)  # few, so that the gradient of the item table does not hide the rest
 Cell = dict[str, Any]
 Call = Callable[[], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a call is given, besides L, and where it runs: all that a figure depends on but the code."""
+
+    candidates: int = 50  # of the request that a ranker scores
+    batch: int = 16  # requests that it is trained on
+    training_candidates: int = 8  # of each of them
+    device: str = "cpu"
+    threads: int = 1
+
+    def key(self, name: str, length: int) -> str:
+        """Of a cell in the file."""
+        where = f"{device_name(self.device)}, {self.threads} threads, torch {torch.__version__}"
+        return f"{name}|{length}|{where}|C = {self.candidates}, trained on {self.batch} × {self.training_candidates}"
 
 
 class NaiveAttention(FullAttention):
@@ -84,28 +107,37 @@ def _registered(settings: Any, more: dict[str, Any], length: int) -> nn.Module:
     return build_model(settings(**more, **bound), SIZES)
 
 
-def calls(module: nn.Module, length: int, candidates: int, device: torch.device) -> dict[str, Call]:
-    """`forward` as in serving, without a gradient, and `training`: forward and backward, in eval mode (no dropout, stored batch statistics)."""
-    module = module.to(device).eval()
-    if isinstance(module, FullAttention | BlossomAttention):
-        x, lengths = torch.randn(1, length, WIDTH, device=device, requires_grad=True), torch.tensor([length], device=device)
-        run = partial(module, x, lengths)
-    else:
-        history, shown, context = make_request(length, candidates)
-        history = replace(history, items_BL=history.items_BL % SIZES.items + 1).to(device)
-        shown, context = replace(shown, items_BC=shown.items_BC % SIZES.items + 1).to(device), context.to(device)
-        retriever: Any = module
-        run = partial(retriever.user_vectors, history) if isinstance(module, Retriever) else partial(module, history, shown, context)
+def calls(module: nn.Module, length: int, work: Work) -> dict[str, Call]:
+    """`forward` as in serving, and `training`: forward and backward of what a learner asks for."""
+    served = module.to(work.device).eval()
+    taught = copy.deepcopy(served).train()
+    serve, learn = _runs(served, taught, length, work)
 
     def forward() -> None:
-        with torch.no_grad():
-            run()
+        with torch.inference_mode(), serving():
+            serve()
 
     def training() -> None:
-        run().square().sum().backward()
-        module.zero_grad(set_to_none=True)
+        torch.stack([made.square().sum() for made in learn()]).sum().backward()
+        taught.zero_grad(set_to_none=True)
 
     return {"forward": forward, "training": training}
+
+
+def _runs(served: Any, taught: Any, length: int, work: Work) -> tuple[Call, Callable[[], list[Tensor]]]:
+    if isinstance(served, FullAttention | BlossomAttention):
+        x = torch.randn(1, length, WIDTH, device=work.device, requires_grad=True)
+        lengths = torch.tensor([length], device=work.device)
+        return partial(served, x, lengths), lambda: [taught(x, lengths)]
+    request = [part.to(work.device) for part in make_request(length, work.candidates, SIZES)]
+    if isinstance(served, Retriever):
+        history: Any = request[0]
+        targets_BL = torch.cat([history.items_BL[:, 1:], history.items_BL[:, :1]], dim=1)
+        none_B = torch.zeros_like(history.lengths_B)
+        window = SequenceBatch(history=history, targets_BL=targets_BL, first_targets_B=none_B, lengths_B=history.lengths_B, users_B=none_B)
+        return partial(served.user_vectors, history), lambda: [taught.training_pairs(window).states_TD]
+    batch: list[Any] = [part.to(work.device) for part in make_request(length, work.training_candidates, SIZES, work.batch)]
+    return partial(served, *request), lambda: taught.training_logits(*batch) if isinstance(taught, WithAuxiliary) else [taught(*batch)]
 
 
 def peak_bytes(call: Call, device: torch.device | str = "cpu") -> int:
@@ -148,13 +180,10 @@ def measure(made: dict[str, Call], seconds: float, device: torch.device) -> dict
     }
 
 
-def too_large(cells: dict[str, Cell], name: str, length: int, most_ms: float, most_mb: float) -> str | None:
+def too_large(before: Cell | None, most_ms: float, most_mb: float) -> str | None:
     """Why a cell is left out: four times what half the length took is over a limit. Length by length, so that a doubling is what is foreseen."""
-    before = cells.get(f"{name}|{length // 2}")
     if before is None:
         return None
-    if "left_out" in before:
-        return str(before["left_out"])
     if 4 * before["training"]["least_ms"] > most_ms:
         return f"over {most_ms:.0f} ms"
     return f"over {most_mb:.0f} MB" if 4 * before["training"]["peak_mb"] > most_mb else None
@@ -165,14 +194,14 @@ def slope(lengths: list[int], values: list[float]) -> float:
     return float(np.polyfit(np.log(lengths), np.log(values), 1)[0]) if len(lengths) > 1 else float("nan")
 
 
-def table(cells: dict[str, Cell], names: list[str], lengths: list[int], kind: str, figure: str) -> str:
+def table(cells: dict[tuple[str, int], Cell], names: list[str], lengths: list[int], kind: str, figure: str) -> str:
     """One figure by model and length in Markdown, with the slope over all lengths and over those from 1,024 on."""
     lines = [
         f"| {kind}, {figure} | " + " | ".join(f"{length:,}" for length in lengths) + " | slope | from 1,024 |",
         "|---" * (len(lengths) + 3) + "|",
     ]
     for name in names:
-        found = {length: cells.get(f"{name}|{length}", {}).get(kind, {}).get(figure) for length in lengths}
+        found = {length: cells.get((name, length), {}).get(kind, {}).get(figure) for length in lengths}
         known = {length: value for length, value in found.items() if value}
         late = {length: value for length, value in known.items() if length >= 1024}
         slopes = [slope(list(part), list(part.values())) for part in (known, late)]
@@ -193,7 +222,9 @@ def chosen(models: list[str]) -> dict[str, Callable[[int], nn.Module]]:
 def main(
     models: Annotated[list[str], typer.Option(help="beginnings of names; default all")] = [],  # noqa: B006
     lengths: Annotated[list[int], typer.Option(help="history lengths L; default 64 to 16,384, doubling")] = [],  # noqa: B006
-    candidates: Annotated[int, typer.Option(help="candidates of a ranker's request")] = 50,
+    candidates: Annotated[int, typer.Option(help="candidates of the request that a ranker scores")] = 50,
+    batch: Annotated[int, typer.Option(help="requests that a ranker is trained on")] = 16,
+    training_candidates: Annotated[int, typer.Option(help="candidates of each of them")] = 8,
     seconds: Annotated[float, typer.Option(help="time for one call of one model at one length")] = 0.5,
     most_ms: Annotated[float, typer.Option(help="leave out what would take longer")] = 4_000.0,
     most_mb: Annotated[float, typer.Option(help="leave out what would need more memory")] = 1_500.0,
@@ -204,29 +235,34 @@ def main(
 ) -> None:
     """Measure forward and training passes over the length of the history."""
     torch.set_num_threads(threads)
-    where, lengths = torch.device(device), sorted(lengths or [2**n for n in range(6, 15)])
+    work = Work(candidates=candidates, batch=batch, training_candidates=training_candidates, device=device, threads=threads)
+    lengths = sorted(lengths or [2**n for n in range(6, 15)])
     builders = chosen(models)
-    cells: dict[str, Cell] = read_json(out)["cells"] if out.exists() and not fresh else {}
+    kept: dict[str, Cell] = read_json(out)["cells"] if out.exists() else {}
+    cells: dict[tuple[str, int], Cell] = {}
+    left: dict[tuple[str, int], str] = {}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     for length in lengths:
         made: dict[str, Call] = {}
         for name, build in builders.items():
-            if f"{name}|{length}" not in cells:
-                if why := too_large(cells, name, length, most_ms, most_mb):
-                    cells[f"{name}|{length}"] = {"left_out": why}
-                    continue
+            if (known := kept.get(work.key(name, length))) is not None and not fresh:
+                cells[name, length] = known
+            elif why := left.get((name, length // 2)) or too_large(cells.get((name, length // 2)), most_ms, most_mb):
+                left[name, length] = why
+            else:
                 torch.manual_seed(SEED)
-                made |= {f"{name}|{length}|{kind}": call for kind, call in calls(build(length), length, candidates, where).items()}
-        for key, cell in measure(made, seconds, where).items():
-            place, kind = key.rsplit("|", 1)
-            cells.setdefault(place, {"commit": commit, "hardware": hardware()})[kind] = cell
-        write_json(out, {"cells": cells})
+                made |= {f"{name}|{kind}": call for kind, call in calls(build(length), length, work).items()}
+        for key, figures in measure(made, seconds, torch.device(device)).items():
+            name, kind = key.split("|")
+            cells.setdefault((name, length), {"commit": commit, "hardware": hardware(device)})[kind] = figures
+        kept |= {work.key(name, length): cells[name, length] for name in builders if (name, length) in cells}
+        write_json(out, {"cells": kept})
         print(f"L = {length:,} done", flush=True)
     for kind in ("forward", "training"):
         for figure in ("least_ms", "peak_mb"):
             print("\n" + table(cells, list(builders), lengths, kind, figure))
-    left = {key: cell["left_out"] for key, cell in cells.items() if "left_out" in cell and key.split("|")[0] in builders}
-    print(f"\n{hardware()}, commit {commit}; left out: {left or 'nothing'}; written to {out}")
+    commits = ", ".join(f"{commit} ({count} cells)" for commit, count in Counter(cell["commit"] for cell in cells.values()).items())
+    print(f"\n{work}, {hardware(device)}; commits: {commits}; left out: {left or 'nothing'}; written to {out}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
 
 Next item: L = 200, D = 64, two blocks, 128 users a step, 3,416 items, histories as long as MovieLens-1M's. Click: L = 1,000, D = 32 + 32, 256
 samples a step, in requests of one candidate and of eight. Each case trains in a process of its own, through Longtrail's whole loop (reading,
-batches, Lightning); twins through a plain one. A rival that lives in another environment joins by `--rival NAME=COMMAND`: the command is run with the
-folder of the next-item workload as its last argument and prints, as its last line, {"per_cpu_second": users, "peak_bytes": bytes}.
+batches, Lightning, running means of weights); twins through a plain one. A ranker then scores one request of 200 candidates, as the service does.
+A rival that lives in another environment joins by `--rival NAME=COMMAND` or `--click-rival NAME=COMMAND`: the command is run with the folder of the
+next-item workload, or of the first click workload, as its last argument and prints, as its last line, {"per_cpu_second": users or samples,
+"peak_bytes": bytes} and, if it likes, "per_second", "parameters", "loss_at" and "request_cpu_ms". Those in rivals/ say what they need.
 """
 
 import json
@@ -13,7 +15,9 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, get_args
@@ -61,9 +65,12 @@ def measure(who: str, task: Task, settings: Row) -> Row:
         "import json, sys; from benchmarks.training.cases import CASES, Task; job = json.loads(sys.argv[1]);"
         "print(json.dumps(CASES[job['who']](Task(**job['task']), job['settings'])))"
     )
-    threads = str(task.threads)
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    return _last_line(subprocess.run([sys.executable, "-c", code, job], capture_output=True, text=True, check=False, env=environment))
+    return {"settings": settings, **_run([sys.executable, "-c", code, job], task.threads)}
+
+
+def _run(command: list[str], threads: int) -> Row:
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return _last_line(subprocess.run(command, capture_output=True, text=True, check=False, env=environment))
 
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> Row:
@@ -75,19 +82,19 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> Row:
 def show(rows: list[Row]) -> str:
     """A table in Markdown."""
     lines = [
-        "| workload | model | who | per CPU second | per second | peak memory | parameters | loss at step 10, 20, 40, 80, 160 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| workload | model | who | per CPU second | per second | peak memory | request, CPU-ms | parameters | loss at step 10, 20, 40, 80, 160 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         head = f"| {row['workload']} | {row['model']} | {row['who']} "
         if "error" in row:
-            lines.append(f"{head}| failed: {row['error']} | | | | |")
+            lines.append(f"{head}| failed: {row['error']} | | | | | |")
             continue
         losses = ", ".join(f"{loss:.3f}" for loss in row.get("loss_at", {}).values())
-        second, size = row.get("per_second"), row.get("parameters")
+        second, size, request = (row.get(name) for name in ("per_second", "parameters", "request_cpu_ms"))
         lines.append(
             f"{head}| {row['per_cpu_second']:,.1f} | {'' if second is None else f'{second:,.1f}'} | {row['peak_bytes'] / 1e6:,.0f} MB "
-            f"| {'' if size is None else f'{size:,}'} | {losses} |"
+            f"| {'' if request is None else f'{request:,.1f}'} | {'' if size is None else f'{size:,}'} | {losses} |"
         )
     return "\n".join(lines)
 
@@ -104,39 +111,45 @@ def main(
     click_width: Annotated[int, typer.Option(help="its width of item and of category: D = 32 + 32 by default")] = 32,
     candidates: Annotated[list[int], typer.Option(help="its candidates a request")] = [1, 8],  # noqa: B006
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
+    request: Annotated[int, typer.Option(help="candidates of the request that each ranker scores when trained; 0: none")] = 200,
     only: Annotated[str, typer.Option(help="only cases whose workload, model or who contains this")] = "",
-    rival: Annotated[list[str] | None, typer.Option(help="NAME=COMMAND, see above")] = None,
+    rival: Annotated[list[str] | None, typer.Option(help="NAME=COMMAND, of the next-item workload; see above")] = None,
+    click_rival: Annotated[list[str] | None, typer.Option(help="NAME=COMMAND, of the first click workload")] = None,
     out: Annotated[Path, typer.Option(help="where the figures go")] = Path("build/benchmarks/training.json"),
 ) -> None:
     """Measure training."""
     with TemporaryDirectory() as place:
-        cases: list[tuple[str, str, str, Task, Row]] = []
+        cases: list[tuple[str, str, str, Callable[[], Row]]] = []
 
-        def add(workload: str, model: str, who: str, task: Task, settings: Row) -> None:
+        def add(workload: str, model: str, who: str, run: Callable[[], Row]) -> None:
             if only.lower() in f"{workload}: {model}, {who}".lower():
-                cases.append((workload, model, who, task, settings))
+                cases.append((workload, model, who, run))
+
+        def add_rivals(workload: str, commands: list[str] | None, folder: Path) -> None:
+            for name, command in (entry.split("=", 1) for entry in commands or []):
+                add(workload, "", name, partial(_run, [*shlex.split(command), str(folder)], threads))
 
         folder = Path(place) / "next_item"
         write_next_item_log(folder, users=users, items=items, longest=length)
         task = Task(folder=str(folder), length=length, batch=batch, seconds=seconds, threads=threads)
         for model, settings in NEXT_ITEM.items():
-            add("next item", model, "ours", task, {**SEQUENCES, "max_history": length, **settings})
-        add("next item", "SASRec", "padded SASRec", task, PADDED)
+            add("next item", model, "ours", partial(measure, "ours", task, {**SEQUENCES, "max_history": length, **settings}))
+        add("next item", "SASRec", "padded SASRec", partial(measure, "padded SASRec", task, PADDED))
+        add_rivals("next item", rival, folder)
         for C in candidates:
-            clicks = Path(place) / f"clicks_{C}"
+            clicks, workload = Path(place) / f"clicks_{C}", f"click, C = {C}"
             write_ranking_log(clicks, requests=requests, candidates=C, items=CLICK_ITEMS, length=click_length)
-            task = Task(folder=str(clicks), length=click_length, batch=click_batch, seconds=seconds, threads=threads)
+            task = Task(folder=str(clicks), length=click_length, batch=click_batch, seconds=seconds, threads=threads, request=request)
             for model, settings in rankers().items():
-                add(f"click, C = {C}", model, "ours", task, {"stage": "ranking", "width": click_width, "max_history": click_length, **settings})
-            add(f"click, C = {C}", "din", "tiled DIN", task, {"width": click_width, **TILED})
+                own = {"stage": "ranking", "width": click_width, "max_history": click_length, **settings}
+                add(workload, model, "ours", partial(measure, "ours", task, own))
+            add(workload, "din", "tiled DIN", partial(measure, "tiled DIN", task, {"width": click_width, **TILED}))
+            if candidates[0] == C:
+                add_rivals(workload, click_rival, clicks)
         rows = []
-        for workload, model, who, task, settings in tqdm(cases, disable=None):
-            rows.append({"workload": workload, "model": model, "who": who, "settings": settings, **measure(who, task, settings)})
+        for workload, model, who, run in tqdm(cases, disable=None):
+            rows.append({"workload": workload, "model": model, "who": who, **run()})
             print(show(rows[-1:]).splitlines()[-1], flush=True)
-        for entry in rival or []:
-            name, command = entry.split("=", 1)
-            found = subprocess.run([*shlex.split(command), str(folder)], capture_output=True, text=True, check=False)
-            rows.append({"workload": "next item", "model": "", "who": name, **_last_line(found)})
     write_json(out, {"hardware": {**hardware(), "threads": threads}, "seconds": seconds, "rows": rows})
     print(show(rows))
     print(f"{json.dumps(hardware())}; written to {out}")

@@ -14,11 +14,15 @@ from lightning.pytorch.callbacks import Callback
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from benchmarks.ranker_latency import cpu_ms, make_request, request_cpu_ms
 from benchmarks.training.twins import PaddedSASRec, TiledDIN
 from longtrail.config import Model, RankerSettings, TrainingSettings
 from longtrail.examples import FeatureSet, RankingBatch, RankingBatches, SequenceBatch, SequenceBatches
+from longtrail.models.contracts import Candidates, Context, History
 from longtrail.models.registry import build_model
 from longtrail.retrieval.index import Exclusion
+from longtrail.training.averaging import WeightAverage
+from longtrail.training.checkpoints import Progress
 from longtrail.training.learners import Learner, RankerLearner, RetrieverLearner
 from longtrail.training.loop import make_trainer
 from longtrail.training.memory import freed_memory_is_kept
@@ -35,6 +39,7 @@ class Task:
     batch: int  # users, or samples, a step
     seconds: float  # of processor time, warm-up not counted; at least three steps
     threads: int
+    request: int = 0  # candidates of the one request that a trained ranker then scores; 0: none
 
 
 class Meter:
@@ -84,15 +89,22 @@ class _Watch(Callback):
 
 
 def train_ours(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
-    """Longtrail's own training, reading of data and Lightning included, of the model that `settings` (as in params.yaml) describe."""
+    """Longtrail's own training, as longtrail.training.fitting puts it together, of the model that `settings` (as in params.yaml) describe.
+
+    Reading of data, Lightning and running means of weights are included; validation and resume files, once an epoch, are not.
+    """
     meter, features = _begin(task)
     model: Any = TypeAdapter[Any](Model).validate_python(settings)
     batches, learner_of = _ranking(task, features) if isinstance(model, RankerSettings) else _next_item(task, features)
     learner = learner_of(build_model(model, features.sizes), model)
-    trainer = make_trainer(TrainingSettings(accelerator="cpu", threads=task.threads), [_Watch(meter)], epochs=10_000)
-    with freed_memory_is_kept():  # as longtrail.training.fitting does
+    means = [WeightAverage(Progress(), model.weight_average)] if model.weight_average else []
+    trainer = make_trainer(TrainingSettings(accelerator="cpu", threads=task.threads), [*means, _Watch(meter)], epochs=10_000)
+    with freed_memory_is_kept():
         trainer.fit(learner, batches)
-    return meter.result(learner)
+    figures = meter.result(learner)
+    if task.request and isinstance(model, RankerSettings):
+        figures["request_cpu_ms"] = request_cpu_ms(learner.model, make_request(task.length, task.request, features.sizes))
+    return figures
 
 
 def _next_item(task: Task, features: FeatureSet) -> tuple[Any, Callable[..., Learner]]:
@@ -124,7 +136,12 @@ def train_tiled_din(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
     meter, features = _begin(task)
     model = TiledDIN(features.sizes, **settings).train()
     _loop(model, _ranking(task, features)[0], lambda batch: (_tiled_loss(model, batch), int(batch.candidates.lengths_B.sum())), meter)
-    return meter.result(model)
+    figures = meter.result(model)
+    if task.request:
+        rows = _tiled(*make_request(task.length, task.request, features.sizes))
+        with torch.inference_mode():
+            figures["request_cpu_ms"] = cpu_ms(lambda: model.logits(*rows))
+    return figures
 
 
 def _begin(task: Task) -> tuple[Meter, FeatureSet]:
@@ -134,11 +151,15 @@ def _begin(task: Task) -> tuple[Meter, FeatureSet]:
 
 
 def _tiled_loss(model: TiledDIN, batch: RankingBatch) -> Tensor:
-    (B, C), h, c = batch.candidates.items_BC.shape, batch.history, batch.candidates
-    history = tuple(x_BL.repeat_interleave(C, dim=0) for x_BL in (h.items_BL, h.categories_BL, h.actions_BL))
-    rest_BCS = torch.cat([c.statistics_BCF, batch.context.statistics_BG.unsqueeze(1).expand(B, C, -1)], dim=-1)
-    shown = (c.items_BC.flatten(), c.categories_BC.flatten())
-    return model.loss(history, h.lengths_B.repeat_interleave(C), shown, rest_BCS.flatten(0, 1), batch.clicks_BC.flatten())  # type: ignore[arg-type]
+    return model.loss(*_tiled(batch.history, batch.candidates, batch.context), batch.clicks_BC.flatten())
+
+
+def _tiled(history: History, shown: Candidates, context: Context) -> tuple[Any, Tensor, Any, Tensor]:
+    """A row a candidate, each with its own copy of the history."""
+    B, C = shown.items_BC.shape
+    rows = tuple(x_BL.repeat_interleave(C, dim=0) for x_BL in (history.items_BL, history.categories_BL, history.actions_BL))
+    rest_BCS = torch.cat([shown.statistics_BCF, context.statistics_BG.unsqueeze(1).expand(B, C, -1)], dim=-1)
+    return rows, history.lengths_B.repeat_interleave(C), (shown.items_BC.flatten(), shown.categories_BC.flatten()), rest_BCS.flatten(0, 1)
 
 
 def _loop(model: torch.nn.Module, batches: Any, loss_of: Callable[[Any], tuple[Tensor, int]], meter: Meter) -> None:

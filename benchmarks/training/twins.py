@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from longtrail.models.contracts import Sizes
 
+Rows = tuple[Tensor, Tensor, Tensor]  # items, categories and actions of histories, [B, L] each
+
 
 class PaddedSASRec(nn.Module):
     """Every user a row of L places, padding at the left."""
@@ -45,9 +47,11 @@ class TiledDIN(nn.Module):
         self.attention = _mlp(8 * width, attention_hidden, nn.Sigmoid)
         self.head = _mlp(6 * width + 6, hidden, nn.PReLU)
 
-    def loss(
-        self, history_BL: tuple[Tensor, Tensor, Tensor], lengths_B: Tensor, candidate_B: tuple[Tensor, Tensor], rest_BS: Tensor, clicks_B: Tensor
-    ) -> Tensor:
+    def loss(self, history_BL: Rows, lengths_B: Tensor, candidate_B: tuple[Tensor, Tensor], rest_BS: Tensor, clicks_B: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(self.logits(history_BL, lengths_B, candidate_B, rest_BS), clicks_B)
+
+    def logits(self, history_BL: Rows, lengths_B: Tensor, candidate_B: tuple[Tensor, Tensor], rest_BS: Tensor) -> Tensor:
+        """[B]: of one candidate for each row."""
         items_BL, categories_BL, actions_BL = history_BL
         k_BLD = torch.cat([self.items(items_BL), self.categories(categories_BL)], dim=-1) + self.actions(actions_BL)
         q_BD = torch.cat([self.items(candidate_B[0]), self.categories(candidate_B[1])], dim=-1)
@@ -55,8 +59,8 @@ class TiledDIN(nn.Module):
         a_BL = self.attention(torch.cat([q_BLD, k_BLD, q_BLD - k_BLD, q_BLD * k_BLD], dim=-1)).squeeze(-1)
         a_BL = a_BL.masked_fill(torch.arange(a_BL.shape[1]) >= lengths_B.unsqueeze(1), 0)
         read_BD = (a_BL.unsqueeze(1) @ k_BLD).squeeze(1)
-        logits_B = self.head(torch.cat([q_BD, read_BD, q_BD * read_BD, rest_BS], dim=-1)).squeeze(-1)
-        return functional.binary_cross_entropy_with_logits(logits_B, clicks_B)
+        logits_B: Tensor = self.head(torch.cat([q_BD, read_BD, q_BD * read_BD, rest_BS], dim=-1)).squeeze(-1)
+        return logits_B
 
 
 def _mlp(inputs: int, hidden: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential:
