@@ -110,11 +110,11 @@ def sam() -> Picture:
     for i in range(3):
         x = 120 + i * 170
         p.box(x, 66, 70, 42, f"pass {i + 1}", "net").arrow((x + 72, 87), (x + 88, 87)).box(x + 90, 70, 48, 34, f"m{i + 1}", "read")
-        p.arrow((x + 35, 178), (x + 35, 112)).text(x + 64, 152, f"u{i + 1}", "small").arrow((x + 140, 87), (x + 166, 87))
+        p.arrow((x + 35, 170), (x + 35, 112)).text(x + 64, 152, f"u{i + 1}", "small").arrow((x + 140, 87), (x + 166, 87))
         p.arrow((x + 20, 64), (x + 20, 40)).box(x, 12, 70, 26, f"s{i + 1}", "off", "small")
-    p.row(120, 180, [f"k{i}" for i in range(1, 8)], w=50, gap=16)
-    p.note(20, 230, "history: every pass weighs all L events by a small net of its own, which is told q and the last memory")
-    p.note(20, 248, "u: what was read · m: memory of a GRU, at first q · s: the weights by recency, compressed")
+    p.box(112, 172, 516, 46).row(126, 180, [f"k{i}" for i in range(1, 8)], w=58, gap=14)
+    p.note(20, 238, "history: every pass weighs all L events by a small net of its own, which is told q and the last memory")
+    p.note(20, 256, "u: what was read · m: memory of a GRU, at first q · s: the weights by recency, compressed")
     return p.box(632, 60, 76, 54, "head", "net").note(600, 132, "[q ; s ; m ; …]")
 
 
@@ -133,4 +133,4 @@ def ifa() -> Picture:
     p.box(540, 40, 72, 164, "", "net").text(576, 114, "attention", "small").text(576, 130, "among", "small").text(576, 146, "candidates", "small")
     p.note(330, 36, "all candidates of a request at once")
     p.row(20, 214, ["newest 100 events"], w=200)
-    return p.arrow((222, 229), (464, 229), (464, 202)).note(240, 246, "exact attention (optional): `recent_events`")
+    return p.arrow((222, 229), (464, 229), (464, 202)).note(240, 246, "exact attention (optional)")

@@ -101,7 +101,7 @@ def blossom() -> Picture:
     p.note(20, 136, "short-term").note(x0, 112, "the last 8 events, then distances 8, 16, 32, 64, …")
     p.note(20, 220, "block keys").note(x0, 196, "one key a block, by a small MLP; q · c says which blocks are best")
     p.arrow((x0 + 3 * 4 * w + 20, 202), (x0 + 3 * 4 * w + 20, 64), faint=True).text(x0 + now * w + 5, 92, "▲ now", "small")
-    p.arrow((618, 51), (648, 86)).arrow((618, 131), (648, 104)).box(640, 80, 68, 32, "gate", "net").arrow((674, 114), (674, 156)).box(
+    p.arrow((618, 51), (640, 86)).arrow((618, 131), (640, 106)).box(640, 80, 68, 32, "gate", "net").arrow((674, 114), (674, 156)).box(
         640, 158, 68, 32, "output", "read"
     )
     return p.note(20, 256, "Never an L×L tensor: a query reads 80 keys of the long path and about 8 + log₂ L of the short one.").note(
