@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from pydantic import TypeAdapter
 
 from longtrail.config import EventLogDataset, Model, MovieLensDataset, OpenBanditDataset, SASRecSettings, WorldDataset, load_config, parse_config
+from longtrail.config.judging import RANKING_METRICS
 from longtrail.errors import ConfigError
+from longtrail.metrics import ranking_contributions, retrieval_contributions
 from longtrail.models.contracts import Sizes
 from longtrail.models.registry import build_model
 
@@ -58,6 +61,9 @@ def test_settings_are_immutable() -> None:
         ("pipeline.models", ["sasrec", "popularity", "din", "none"], "pipeline.models names 'none'; models has popular_items, markov, sasrec"),
         ("pipeline.models", ["popularity", "din"], "pipeline.models has no retrieval model"),
         ("pipeline.models", ["sasrec", "popularity"], "no ranking model beside the incumbent 'popularity'"),
+        ("selection.ranking.metric", "ndcg@10", "selection: ranking.metric is 'ndcg@10'; expected one of auc, gauc"),
+        ("selection.retrieval.metric", "hits@10", "selection: retrieval.metric is 'hits@10'; expected mrr, ndcg@k"),
+        ("selection.retrieval.metric", "recall@20", r"selection.retrieval.metric is 'recall@20'; evaluation.k is \[10, 50\]; expected 20 among them"),
         ("selection.incumbent", "sasrec", "selection.incumbent is 'sasrec'; expected one of the ranking models"),
     ],
 )
@@ -115,6 +121,16 @@ def test_settings_with_a_say_are_kept_and_may_be_written_out_whole(model: dict[s
 def test_a_model_of_another_day_loads_with_settings_that_had_no_say() -> None:
     held = SASRecSettings(negatives=7)
     assert TypeAdapter[Any](Model).validate_python(held.model_dump(mode="json")) == held
+
+
+def test_what_models_may_be_selected_by_is_what_is_measured() -> None:
+    one = np.ones(1, np.int64)
+    assert set(ranking_contributions(0 * one, 0 * one, one, 1.0 * one, 1)) == set(RANKING_METRICS)
+    for metric in [*retrieval_contributions(0 * one, one, (5, 50), 1), "coverage@5"]:
+        parse_config(changed("selection.retrieval.metric", metric) | {"evaluation": {"k": [5, 50]}})
+    config = parse_config(changed("selection.retrieval.metric", "recall@20") | {"evaluation": {"k": [20]}})
+    for section in ("evaluation", "selection"):  # all that a step of a cluster may be given
+        assert getattr(parse_config(config.model_dump(mode="json", include={section, "models", "pipeline"})), section) == getattr(config, section)
 
 
 def test_every_bad_key_is_listed_at_once() -> None:

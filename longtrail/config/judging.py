@@ -1,10 +1,14 @@
 """Settings of what judges models: evaluation, selection, the offline A/B test."""
 
-from typing import Literal
+import re
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longtrail.config.base import Positive, PositiveFloat, Settings, Share
+
+RANKING_METRICS = ("auc", "gauc", "request_gauc", "log_loss", "calibration_ratio", "ece")  # what evaluation measures of rankers
+RETRIEVAL_METRICS = re.compile(r"mrr|(?:ndcg|recall|coverage)@([1-9]\d*)")  # and of retrievers, at each k of evaluation.k
 
 
 class EvaluationSettings(Settings):
@@ -29,6 +33,16 @@ class SelectionSettings(Settings):
     retrieval: StageSelection = StageSelection(metric="ndcg@10", max_latency_ms=100, max_bytes=1e9)
     ranking: StageSelection = StageSelection(metric="auc", max_latency_ms=100, max_bytes=1e9)
     incumbent: str = Field("popularity", description="the ranker in service: the A/B test asks whether the champion beats it")
+
+    @model_validator(mode="after")
+    def _metrics_exist(self) -> Self:
+        if not RETRIEVAL_METRICS.fullmatch(self.retrieval.metric):
+            raise ValueError(
+                f"retrieval.metric is {self.retrieval.metric!r}; expected mrr, or ndcg@k, recall@k or coverage@k with a k of evaluation.k"
+            )
+        if self.ranking.metric not in RANKING_METRICS:
+            raise ValueError(f"ranking.metric is {self.ranking.metric!r}; expected one of {', '.join(RANKING_METRICS)}")
+        return self
 
 
 class ABTestSettings(Settings):

@@ -11,7 +11,7 @@ from longtrail.config.base import AS_WRITTEN, Positive, PositiveFloat, Settings
 from longtrail.config.cluster import ClusterSettings
 from longtrail.config.data import Dataset, FeatureSettings, IngestSettings, MovieLensDataset, SplitSettings, ValidationSettings
 from longtrail.config.experiments import CHAMPION, INCUMBENT, PACKAGED
-from longtrail.config.judging import ABTestSettings, EvaluationSettings, SelectionSettings
+from longtrail.config.judging import RETRIEVAL_METRICS, ABTestSettings, EvaluationSettings, SelectionSettings
 from longtrail.config.ranking_models import DINSettings, PopularityRankerSettings, RankerModel, SAMSettings
 from longtrail.config.retrieval import RetrievalSettings
 from longtrail.config.retrieval_models import PopularityRetrieverSettings, RetrieverModel, SASRecSettings
@@ -96,6 +96,15 @@ class Config(Settings):
                 raise ValueError(
                     f"serving.experiment names the model {model!r}; expected champion, incumbent, packaged or a ranking model that is run"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _selection_is_by_what_is_measured(self) -> "Config":
+        """Where both sections are there: a step of a cluster is given only those that it reads."""
+        found = RETRIEVAL_METRICS.fullmatch(metric := self.selection.retrieval.metric)
+        k = None if found is None else found[1]
+        if k is not None and {"evaluation", "selection"} <= self.model_fields_set and int(k) not in self.evaluation.k:
+            raise ValueError(f"selection.retrieval.metric is {metric!r}; evaluation.k is {list(self.evaluation.k)}; expected {k} among them")
         return self
 
 
