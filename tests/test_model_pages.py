@@ -2,10 +2,15 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from pydantic import TypeAdapter
 
 from docs.images.models.draw import PICTURES, main
+from longtrail.config.ranking_models import RankerModel
+from longtrail.config.retrieval_models import RetrieverModel
 from longtrail.models.registry import MODELS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -34,6 +39,14 @@ def test_every_kind_has_a_page(kind: str) -> None:
     text = (DOCS / "models" / f"{kind}.md").read_text(encoding="utf-8")
     assert f"(../images/models/{kind}.svg)" in text and f"`kind: {kind}`" in text
     assert all(part in text for part in PARTS), [part for part in PARTS if part not in text]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_settings_shown_are_accepted(page: Path) -> None:
+    of_stage: dict[str, TypeAdapter[Any]] = {"ranking": TypeAdapter(RankerModel), "retrieval": TypeAdapter(RetrieverModel)}
+    for block in re.findall(r"^```yaml\n(models:.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S):
+        for name, settings in yaml.safe_load(block)["models"].items():
+            assert of_stage[settings["stage"]].validate_python(settings).kind == settings["kind"], name
 
 
 def test_pictures_are_those_that_are_drawn(tmp_path: Path) -> None:
