@@ -37,9 +37,7 @@ class SelectionSettings(Settings):
     @model_validator(mode="after")
     def _metrics_exist(self) -> Self:
         if not RETRIEVAL_METRICS.fullmatch(self.retrieval.metric):
-            raise ValueError(
-                f"retrieval.metric is {self.retrieval.metric!r}; expected mrr, or ndcg@k, recall@k or coverage@k with a k of evaluation.k"
-            )
+            raise ValueError(f"retrieval.metric is {self.retrieval.metric!r}; expected mrr, ndcg@k, recall@k or coverage@k, k of evaluation.k")
         if self.ranking.metric not in RANKING_METRICS:
             raise ValueError(f"ranking.metric is {self.ranking.metric!r}; expected one of {', '.join(RANKING_METRICS)}")
         return self
