@@ -1,9 +1,11 @@
 """Every trained model, whatever stands in its slots, ends with the same bits where it was interrupted and started again."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from longtrail.config import (
     BERT4RecSettings,
@@ -24,30 +26,55 @@ from longtrail.config import (
 )
 from longtrail.examples import FeatureSet
 from longtrail.models.registry import MODELS
-from longtrail.training import train
+from longtrail.training import Trained, train
+from longtrail.training.loop import EpochKeeper
+from tests.toy import toy_features, toy_tables
 
-CPU = TrainingSettings(accelerator="cpu", threads=1, validation_targets_per_user=1)
-SHARED: dict[str, Any] = {"max_history": 12, "batch_size": 256, "max_epochs": 2, "patience": 4, "dropout": 0.2}
-RANKER: dict[str, Any] = {**SHARED, "width": 4, "hidden": (8,)}
-ENCODER: dict[str, Any] = {**SHARED, "width": 8}
+CPU = TrainingSettings(accelerator="cpu", threads=1, validation_targets_per_user=1, checkpoint_steps=1)
+SHARED: dict[str, Any] = {"max_history": 12, "max_epochs": 2, "patience": 4, "dropout": 0.2}
+RANKER: dict[str, Any] = {**SHARED, "batch_size": 96, "width": 4, "hidden": (8,)}
+ENCODER: dict[str, Any] = {**SHARED, "batch_size": 12, "width": 8}
 RECJPQ: dict[str, Any] = {"items": RecJPQItemsSettings(splits=2, codes=16)}
+ADDED: dict[str, Any] = {"items": RecJPQItemsSettings(splits=3, codes=16, composition="sum")}
 BLOSSOM: dict[str, Any] = {"window": 2, "block": 4, "stride": 4, "compression": 4, "selected": 1}
+FROZEN, TRAINED, COMPRESSED = ({"attention": BlossomSettings(**BLOSSOM, selector=name)} for name in ("frozen", "straight_through", "compressed"))  # type: ignore[arg-type]
 NETWORKS: dict[str, Any] = {
     "mean pooling": MeanPoolingSettings(**RANKER),
+    "mean pooling recjpq added": MeanPoolingSettings(**RANKER, **ADDED),
+    "din": DINSettings(**RANKER),
     "din recjpq": DINSettings(**RANKER, **RECJPQ),
     "dien": DIENSettings(**RANKER, attention_hidden=(6,)),
+    "dien recjpq": DIENSettings(**RANKER, **RECJPQ, attention_hidden=(6,)),
     "sim soft": SIMSettings(**RANKER, search="soft", top_k=3, heads=2),
-    "eta recjpq": ETASettings(**RANKER, **RECJPQ, top_k=3, heads=2),  # random planes that are not trained
+    "sim hard recjpq": SIMSettings(**RANKER, **RECJPQ, top_k=3, heads=2),
+    "eta": ETASettings(**RANKER, top_k=3, heads=2),  # random planes that are not trained
+    "eta recjpq": ETASettings(**RANKER, **RECJPQ, top_k=3, heads=2),
     "twin": TWINSettings(**RANKER, top_k=3, heads=2),
+    "twin recjpq": TWINSettings(**RANKER, **RECJPQ, top_k=3, heads=2),
     "sdim": SDIMSettings(**RANKER, hashes=4, bits=2),
+    "sdim recjpq": SDIMSettings(**RANKER, **RECJPQ, hashes=4, bits=2),
+    "sam": SAMSettings(**RANKER, passes=2),
     "sam 3p+ recjpq": SAMSettings(**RANKER, **RECJPQ, enhancement=2),
     "ifa": IFASettings(**RANKER, heads=2, relation_dropout=0.5, sampled_candidates=2, half_life_days=3.0),  # draws requests and candidates
     "ifa recjpq": IFASettings(**RANKER, **RECJPQ, heads=2),
-    "sasrec blossom recjpq": SASRecSettings(**ENCODER, blocks=1, attention=BlossomSettings(**BLOSSOM, selector="straight_through"), **RECJPQ),
-    "bert4rec blossom": BERT4RecSettings(**ENCODER, blocks=1, attention=BlossomSettings(**BLOSSOM)),
-    "bert4rec recjpq": BERT4RecSettings(**ENCODER, blocks=1, **RECJPQ),
+    "sasrec": SASRecSettings(**ENCODER, blocks=1),
+    "sasrec recjpq added": SASRecSettings(**ENCODER, **ADDED, blocks=1),
+    "sasrec blossom": SASRecSettings(**ENCODER, **COMPRESSED, blocks=1),
+    "sasrec blossom recjpq": SASRecSettings(**ENCODER, **TRAINED, **RECJPQ, blocks=1),
+    "bert4rec": BERT4RecSettings(**ENCODER, blocks=1),
+    "bert4rec blossom": BERT4RecSettings(**ENCODER, **FROZEN, blocks=1),
+    "bert4rec recjpq": BERT4RecSettings(**ENCODER, **RECJPQ, blocks=1),
+    "bert4rec blossom recjpq": BERT4RecSettings(**ENCODER, **COMPRESSED, **RECJPQ, blocks=1),
+    "gru4rec": GRU4RecSettings(**ENCODER),
     "gru4rec recjpq": GRU4RecSettings(**ENCODER, **RECJPQ),
 }
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    """Two or three steps an epoch."""
+    place = tmp_path_factory.mktemp("small")
+    return FeatureSet.open(toy_features(toy_tables(place / "tables", users=20, items=60), place / "features"))
 
 
 class StoppedError(Exception):
@@ -58,21 +85,48 @@ def stop(row: dict[str, float]) -> None:
     raise StoppedError
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(name: str, toy_features_folder: Path, tmp_path: Path) -> None:
-    features, settings = FeatureSet.open(toy_features_folder), NETWORKS[name]
-    whole = train(features, settings, name, CPU, data="d")
-    with pytest.raises(StoppedError):
-        train(features, settings, name, CPU, data="d", checkpoints=tmp_path, report=stop)
-    resumed = train(features, settings, name, CPU, data="d", checkpoints=tmp_path)
-    assert resumed.resumed_from == 1 and resumed.curve == whole.curve and len(whole.curve) == 2
-    held, found = whole.module.state_dict(), resumed.module.state_dict()
+def assert_same_training(one: Trained, other: Trained) -> None:
+    assert one.curve == other.curve and len(one.curve) == 2 and (one.value, one.best_epoch) == (other.value, other.best_epoch)
+    held, found = one.module.state_dict(), other.module.state_dict()
     assert held.keys() == found.keys()
     assert not [key for key in held if held[key].numpy().tobytes() != found[key].numpy().tobytes()]
 
 
-def test_every_trained_kind_is_tried_here_or_in_test_training() -> None:
-    from tests.test_training import NETWORKS as OTHERS
+@pytest.mark.parametrize("name", NETWORKS)
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
+    name: str, features: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first epoch; and after the second's first step, with all that is drawn there."""
+    settings = NETWORKS[name]
+    whole = train(features, settings, name, CPU, data="d")
+    with pytest.raises(StoppedError):
+        train(features, settings, name, CPU, data="d", checkpoints=tmp_path, report=stop)
+    save = EpochKeeper._save
 
-    counted = {("retrieval", "popularity"), ("retrieval", "markov"), ("ranking", "popularity")}
-    assert {(s.stage, s.kind) for s in (NETWORKS | OTHERS).values()} == set(MODELS) - counted
+    def cut(keeper: EpochKeeper, *arguments: Any) -> None:
+        save(keeper, *arguments)
+        if (keeper.progress.epochs, keeper.progress.step) == (1, 1):
+            raise StoppedError
+
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+        patched.setattr(EpochKeeper, "_save", cut)
+        train(features, settings, name, CPU, data="d", checkpoints=tmp_path)
+    torch.rand(3)  # whatever the process did in between
+    resumed = train(features, settings, name, CPU, data="d", checkpoints=tmp_path)
+    assert resumed.resumed_from == 1
+    assert_same_training(resumed, whole)
+
+
+def test_every_trained_kind_is_tried_with_all_that_may_stand_in_its_slots() -> None:
+    """Kinds × tables of items × attentions; and what else of a slot trains otherwise: a selector, a composition, a search."""
+    tried = {(s.stage, s.kind, *((name, getattr(s, name).kind) for name in ("items", "attention") if hasattr(s, name))) for s in NETWORKS.values()}
+    wanted = set()
+    for stage, kind in set(MODELS) - {("retrieval", "popularity"), ("retrieval", "markov"), ("ranking", "popularity")}:  # which are counted
+        attentions = ("full", "blossom") if kind in ("sasrec", "bert4rec") else (None,)
+        for table, attention in itertools.product(("dense", "recjpq"), attentions):
+            wanted.add((stage, kind, ("items", table), *([("attention", attention)] if attention else [])))
+    assert tried == wanted
+    slots = [slot for s in NETWORKS.values() for slot in (s.items, getattr(s, "attention", None), s)]
+    assert {"concat", "sum"} <= {getattr(slot, "composition", None) for slot in slots}
+    assert {"frozen", "straight_through", "compressed"} <= {getattr(slot, "selector", None) for slot in slots}
+    assert {"hard", "soft"} <= {getattr(slot, "search", None) for slot in slots}

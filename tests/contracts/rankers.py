@@ -113,6 +113,30 @@ def assert_new_ids_are_read_as_unknown(model: nn.Module) -> None:
     assert torch.equal(logits_of(SIZES.items + 1), logits_of(SIZES.items + 1000))
 
 
+def assert_new_categories_and_actions_are_read_as_unknown(model: nn.Module) -> None:
+    """They came after the model was trained, on events and candidates among known ones: as id 0, which says that nobody knows."""
+    history, candidates, context = make_request()
+
+    def logits_of(category: int, action: int) -> Tensor:
+        late = replace(
+            history,
+            categories_BL=torch.where(history.categories_BL == history.categories_BL[3, 2], category, history.categories_BL),
+            actions_BL=torch.where(history.actions_BL == history.actions_BL[3, 2], action, history.actions_BL),
+        )
+        new = replace(
+            candidates, categories_BC=torch.where(candidates.categories_BC == history.categories_BL[3, 2], category, candidates.categories_BC)
+        )
+        assert (late.categories_BL[3, 2], late.actions_BL[3, 2]) == (category, action) and not torch.equal(
+            new.categories_BC, candidates.categories_BC
+        )
+        return real_logits(model.eval(), late, new, context)
+
+    expected = logits_of(0, 0)
+    for more in (1, 1000):
+        assert torch.equal(logits_of(SIZES.categories + more, 0), expected)
+        assert torch.equal(logits_of(0, SIZES.actions + more), expected)
+
+
 def assert_gradients_reach_every_parameter(model: nn.Module) -> None:
     """From the real candidates' logits; finite, and zero for the padding row of every table."""
     history, candidates, context = make_request()
@@ -153,6 +177,7 @@ UNTRAINED = (
     assert_order_of_candidates_means_nothing,
     assert_empty_histories_are_alike,
     assert_new_ids_are_read_as_unknown,
+    assert_new_categories_and_actions_are_read_as_unknown,
 )
 POINTWISE = (assert_candidates_do_not_see_each_other,)  # not for rankers that look at the whole set
 TRAINED = (assert_gradients_reach_every_parameter, assert_training_matters)

@@ -49,11 +49,14 @@ def assert_batch_of_one_equals_batch_of_many(model: nn.Module) -> None:
 
 
 def assert_new_ids_are_read_as_unknown(model: nn.Module) -> None:
+    """Items, categories and actions that came after the model was trained: no error, and all alike."""
     history = make_history()
     mask_BL = padding_mask(history.lengths_B, history.items_BL.shape[1])
-    near, far = (replace(history, items_BL=torch.full_like(history.items_BL, SIZES.items + more).masked_fill(~mask_BL, 0)) for more in (1, 1000))
-    with torch.no_grad():
-        assert torch.equal(model.eval().user_vectors(near), model.user_vectors(far))
+    for name, known in (("items_BL", SIZES.items), ("categories_BL", SIZES.categories), ("actions_BL", SIZES.actions)):
+        ids_BL = getattr(history, name)
+        near, far = (replace(history, **{name: torch.full_like(ids_BL, known + more).masked_fill(~mask_BL, 0)}) for more in (1, 1000))
+        with torch.no_grad():
+            assert torch.equal(model.eval().user_vectors(near), model.user_vectors(far))
 
 
 def assert_empty_histories_are_alike(model: nn.Module) -> None:
