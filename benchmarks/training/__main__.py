@@ -112,7 +112,7 @@ def main(
     candidates: Annotated[list[int], typer.Option(help="its candidates a request")] = [1, 8],  # noqa: B006
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
     request: Annotated[int, typer.Option(help="candidates of the request that each ranker scores when trained; 0: none")] = 200,
-    only: Annotated[str, typer.Option(help="only cases whose workload, model or who contains this")] = "",
+    only: Annotated[list[str], typer.Option(help="only cases in whose `WORKLOAD: MODEL, WHO` one of these is")] = [],  # noqa: B006
     rival: Annotated[list[str] | None, typer.Option(help="NAME=COMMAND, of the next-item workload; see above")] = None,
     click_rival: Annotated[list[str] | None, typer.Option(help="NAME=COMMAND, of the first click workload")] = None,
     out: Annotated[Path, typer.Option(help="where the figures go")] = Path("build/benchmarks/training.json"),
@@ -122,7 +122,7 @@ def main(
         cases: list[tuple[str, str, str, Callable[[], Row]]] = []
 
         def add(workload: str, model: str, who: str, run: Callable[[], Row]) -> None:
-            if only.lower() in f"{workload}: {model}, {who}".lower():
+            if not only or any(part.lower() in f"{workload}: {model}, {who}".lower() for part in only):
                 cases.append((workload, model, who, run))
 
         def add_rivals(workload: str, commands: list[str] | None, folder: Path) -> None:
