@@ -22,13 +22,21 @@ class _Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class History(_Batch):
-    """What each user did, oldest first: `history.items_BL[b, :history.lengths_B[b]]`; zeros after it."""
+    """What each user did, oldest first: `history.items_BL[b, :history.lengths_B[b]]`; zeros after it.
+
+    L is at least 1: where nobody did anything, a place of padding stands. Raises ValueError for a width of 0, which recurrent and windowed models
+    have no form for.
+    """
 
     items_BL: Tensor  # int64 [B, L], dense item ids
     categories_BL: Tensor  # int64 [B, L], dense category ids, 0 unknown
     actions_BL: Tensor  # int64 [B, L], dense action ids, from 1
     times_BL: Tensor  # int64 [B, L], UTC microseconds
     lengths_B: Tensor  # int64 [B], 0..L
+
+    def __post_init__(self) -> None:
+        if self.items_BL.shape[1] == 0:
+            raise ValueError(f"histories of {len(self.lengths_B)} users have no places; expected at least one, of padding where all are empty")
 
 
 @dataclass(frozen=True, kw_only=True)

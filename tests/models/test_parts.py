@@ -11,6 +11,7 @@ from longtrail.models.embedding import DECAYS, RECENT_EVENTS, BehaviourEmbedding
 from longtrail.models.head import Head, MaskedBatchNorm
 from longtrail.models.items.dense import DenseItems
 from longtrail.models.masks import padding_mask
+from longtrail.models.order import events_at
 from longtrail.statistics import item_features, user_features
 from tests.contracts.batches import SIZES, make_candidates, make_history, with_garbage
 
@@ -18,6 +19,13 @@ from tests.contracts.batches import SIZES, make_candidates, make_history, with_g
 def test_mask() -> None:
     assert padding_mask(torch.tensor([0, 2, 3]), 3).tolist() == [[False] * 3, [True, True, False], [True] * 3]
     assert padding_mask(torch.tensor([2]), 0).shape == (1, 0)
+
+
+def test_a_history_has_a_place_at_least() -> None:
+    history = make_history(0, (0, 0))
+    assert history.items_BL.shape == (2, 1)
+    with pytest.raises(ValueError, match="histories of 2 users have no places"):
+        events_at(history, torch.zeros(2, 0, dtype=torch.int64), history.lengths_B)
 
 
 def test_table() -> None:

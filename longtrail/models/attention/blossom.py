@@ -10,11 +10,13 @@ B users, L history, D width, H query heads, G key/value heads, M = H / G heads a
 
 The released code's: the equations, its causal visibility, its threshold on a block's share. Neither path makes an L×L tensor; the scores of
 blocks are L × L/block, made in chunks. `selector`: in the released code scores only pick blocks, so W1, b1, W2, b2 and P get no gradient and stay as
-they were drawn ("frozen"). "straight_through" is the switch that it leaves off: keys of a chosen block are multiplied by 1 + p - stop(p).
-"compressed" is ours, after NSA: a third gated path that attends to the c_i, with the mean of each block's values and a slot "nothing".
+they were drawn ("frozen"): their start is the selector. "straight_through" is the switch that it leaves off: keys of a chosen block are multiplied
+by 1 + p - stop(p). "compressed" is ours, after NSA: a third gated path that attends to the c_i, with the mean of each block's values and a slot
+"nothing".
 
-Ours too: gates start at ½ (the release's effective start), a bias in W_o (its block has a second linear layer there), and the bidirectional form,
-of which no code was released: every real block but the own one can be chosen, the own block is fully visible, distances count to both sides, padding
+Ours too: what linear layers start from, the frozen selector's among them (torch's uniform numbers, biases too; the release draws N(0, 0.02) with
+biases of zero), gates start at ½ (the release's effective start), a bias in W_o (its block has a second linear layer there), and the bidirectional
+form, of which no code was released: every real block but the own one can be chosen, the own block is fully visible, distances count to both sides, padding
 is masked everywhere. Histories are filled up with padding to whole blocks, so short ones need no special case.
 
 On a CPU in float32, where the selector needs no gradient and 16 divides d, both paths are blossom_layer.py's: the same numbers, compiled. What is

@@ -2,12 +2,12 @@
 
 B users, L history, D width, N items.
 
-    h_t = GRU(item_t, h_{t-1}), h_{-1} = 0      state_t = W h_t + b      score of item i = ⟨state, item_i⟩
+    h_t = GRU(sqrt(D) · item_t, h_{t-1}), h_{-1} = 0      state_t = W h_t + b      score of item i = ⟨state, item_i⟩
 
 The paper's: a GRU over a session's items. As in the code of RecJPQ: width D throughout, and a linear layer D → D in front of the inner product with
-the item slot. Ours: one table for input and output (its un-compressed model unties them), torch's GRU cell, every place of a window as a target
-(that code draws one place and takes all that follows as relevant: `loss: lambdarank` does so here), one layer unless asked for more (there: three),
-and a learned start vector for a user without history.
+the item slot. Ours: one table for input and output (its un-compressed model unties them), the factor sqrt(D) on what is put in (a table that is also
+put out starts small), torch's GRU cell, every place of a window as a target (that code draws one place and takes all that follows as relevant:
+`loss: lambdarank` does so here), one layer unless asked for more (there: three), and a learned start vector for a user without history.
 """
 
 import torch
