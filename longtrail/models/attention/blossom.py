@@ -16,8 +16,8 @@ by 1 + p - stop(p). "compressed" is ours, after NSA: a third gated path that att
 
 Ours too: what linear layers start from, the frozen selector's among them (torch's uniform numbers, biases too; the release draws N(0, 0.02) with
 biases of zero), gates start at ½ (the release's effective start), a bias in W_o (its block has a second linear layer there), and the bidirectional
-form, of which no code was released: every real block but the own one can be chosen, the own block is fully visible, distances count to both sides, padding
-is masked everywhere. Histories are filled up with padding to whole blocks, so short ones need no special case.
+form, of which no code was released: every real block but the own one can be chosen, the own block is fully visible, distances count to both sides,
+padding is masked everywhere. Histories are filled up with padding to whole blocks, so short ones need no special case.
 
 On a CPU in float32, where the selector needs no gradient and 16 divides d, both paths are blossom_layer.py's: the same numbers, compiled. What is
 written here is for all else, and what the tests hold that to.
