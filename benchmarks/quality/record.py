@@ -21,14 +21,15 @@ def to_run(wanted: Iterable[Cell], boards: Mapping[str, Board], work: Path) -> l
 def read_cells(boards: Mapping[str, Board], work: Path, results: Path) -> list[dict[str, Any]]:
     """Every cell of `boards` under `work`, and those of `results` that a newer one does not stand in for, in order.
 
-    A cell of `work` that was trained otherwise than its board says now gives way to one of `results` that was not.
+    Cells of another protocol than their board's now (other data, another split) are left out: nothing could be compared with them. A cell of `work`
+    whose model has other settings now gives way to one of `results` that has not.
     """
     recorded = json.loads(results.read_text())["cells"] if results.exists() else []
     trained = [json.loads(path.read_text()) for path in sorted((work / "cells").glob("*/*.json"))]
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     for cell in (*recorded, *trained):
         key, board = (cell["board"], cell["model"], cell["seed"]), boards.get(cell["board"])
-        if board is None or cell["model"] not in board.models:
+        if board is None or cell["model"] not in board.models or cell.get("protocol") != board.protocol:
             continue
         if key not in found or board.is_current(cell) or not board.is_current(found[key]):
             found[key] = _rounded(cell)

@@ -62,8 +62,7 @@ def markdown(board: Board, rows: dict[str, dict[str, Any]]) -> str:
 
 def _alike(board: Board, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     current = [c for c in cells if board.is_current(c)]
-    first = cells[:1]
-    return current or [c for c in cells if (c["settings"], c.get("protocol")) == (first[0]["settings"], first[0].get("protocol"))]
+    return current or [c for c in cells if c["settings"] == cells[0]["settings"]]
 
 
 def _figure(value: dict[str, float | None] | None) -> str:

@@ -62,7 +62,8 @@ def test_a_table_holds_what_was_run_and_says_what_was_not(board: Board) -> None:
 
 def test_cells_of_other_settings_are_never_averaged_with_the_boards_own_and_are_marked(board: Board) -> None:
     older = {**board.models["sasrec"].model_dump(mode="json"), "learning_rate": 0.5}
-    cells = [a_cell(board, "sasrec", 0, 0.01, settings=older), a_cell(board, "sasrec", 1, 0.02, protocol="another"), a_cell(board, "sasrec", 2, 0.07)]
+    cells = [a_cell(board, "sasrec", 0, 0.01, settings=older), a_cell(board, "sasrec", 1, 0.02, settings={**older, "width": 8})]
+    cells.append(a_cell(board, "sasrec", 2, 0.07))
     both = summary("beauty-next-item", board, cells)["sasrec"]
     assert (both["seeds"], both["current"], both["metrics"]["ndcg@10"]["mean"]) == (1, True, 0.07)
     rows = summary("beauty-next-item", board, cells[:2])
@@ -82,6 +83,7 @@ def test_a_cell_of_other_settings_is_run_again_and_gives_way_to_a_recorded_one(b
     wanted = list(cells(boards, ["sasrec", "blossom", "markov"], 1))
     assert [cell.model for cell in to_run(wanted, boards, tmp_path)] == ["markov", "blossom"]
     recorded = [a_cell(board, "blossom", 0, 0.06), a_cell(board, "sasrec", 0, 0.02), a_cell(board, "markov", 0, 0.03)]
+    recorded.append(a_cell(board, "gsasrec", 0, 0.04, protocol="another"))
     write_results(results, {"machine": "m", "cells": [*recorded, {**recorded[0], "model": "left the board"}]})
     found = read_cells(boards, tmp_path, results)
     assert {cell["model"]: cell["metrics"]["ndcg@10"] for cell in found} == {"blossom": 0.06, "sasrec": 0.05, "markov": 0.03}
