@@ -88,7 +88,7 @@ def test_a_cell_of_other_settings_is_run_again_and_gives_way_to_a_recorded_one(b
     found = read_cells(boards, tmp_path, results)
     assert {cell["model"]: cell["metrics"]["ndcg@10"] for cell in found} == {"blossom": 0.06, "sasrec": 0.05, "markov": 0.03}
     assert {cell["commit"] for cell in found} == {"1" * 12}
-    assert len(results.read_text().splitlines()) == 2 + 4  # a line each
+    assert len(results.read_text().splitlines()) == 2 + 5  # a line each
 
 
 def test_a_page_has_its_tables_renewed_and_names_no_board_that_there_is_not() -> None:
