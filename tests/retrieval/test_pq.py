@@ -21,6 +21,7 @@ PRUNINGS = {
     "exhaustive": None,
     "pruned": Pruning(least_blocks=1, trials=(), longest_pause=0),  # lists to the end, whatever they cost
     "as the paper orders": Pruning(least_blocks=1, trials=(), longest_pause=0, batch=8, steepest=False),
+    "as the paper orders, one by one": Pruning(least_blocks=1, trials=(), longest_pause=0, batch=1, steepest=False),
     "one by one": Pruning(least_blocks=1, trials=(), longest_pause=0, batch=1),
     "whole splits": Pruning(least_blocks=1, trials=(), longest_pause=0, batch=256, steepest=False),
     "changes over": Pruning(least_blocks=1, trials=((2, 0.3), (3, 0.0)), longest_pause=0, batch=1),

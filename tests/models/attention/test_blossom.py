@@ -11,11 +11,13 @@ from torch.nn import functional
 from benchmarks.models import peak_bytes
 from longtrail.config import BlossomSettings
 from longtrail.models.attention import block_sparse, selection
+from longtrail.models.attention import blossom as blossom_module
 from longtrail.models.attention.block_sparse import _forward, _laid_end_to_end
 from longtrail.models.attention.blossom import BlossomAttention
 from longtrail.models.attention.factory import knows_order, make_attention
+from longtrail.models.attention.rope import rotate
 from longtrail.models.attention.selection import best_blocks
-from longtrail.models.attention.short_term import distances
+from longtrail.models.attention.short_term import _weights, distances
 from tests.contracts.largest import Largest
 from tests.models.attention.blossom_oracle import blossom, turned
 
@@ -179,15 +181,25 @@ def test_only_a_frozen_selector_is_without_a_gradient(selector: str) -> None:
     assert without == (expected if selector == "frozen" else set()) and len(expected) == 5
 
 
-def test_logits_know_differences_of_positions_alone() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logits_know_differences_of_positions_alone(dtype: torch.dtype) -> None:
+    """Of what the layer itself rotates with: a constant added to all places changes no product; each place is turned as the oracle turns it."""
     torch.manual_seed(0)
-    q, k = torch.randn(2, 20, 8, dtype=torch.float64)
-    near, far = (turned(q, offset) @ turned(k, offset).T for offset in (0, 1000))
-    torch.testing.assert_close(near, far, rtol=0, atol=1e-11)
+    q, k = torch.randn(2, 20, 8, dtype=dtype)
+    logits, atol = [], 1e-11 if dtype == torch.float64 else 1e-5
+    for offset in (0, 1, 1000):
+        late_q, late_k = (rotate(functional.pad(x, (0, 0, offset, 0)).view(1, -1, 1, 8))[0, offset:, 0] for x in (q, k))
+        torch.testing.assert_close(late_q, turned(q.double(), offset).to(dtype), rtol=0, atol=atol)
+        logits.append(late_q @ late_k.T)
+    for later in logits[1:]:
+        torch.testing.assert_close(later, logits[0], rtol=0, atol=atol)
+    assert (rotate(q.view(1, 20, 1, 8))[0, 1:, 0] - q[1:]).abs().amax(1).min() > 1e-3
+    quarter = rotate(torch.tensor([1.0, 0.0], dtype=dtype).expand(1, 3, 1, 2))[0, 2, 0]  # at place 2 by two radians, counter-clockwise
+    torch.testing.assert_close(quarter, torch.tensor([math.cos(2), math.sin(2)], dtype=dtype), rtol=0, atol=atol)
 
 
-def test_key_value_heads_as_many_as_heads() -> None:
-    """Repeating key/value heads leaves the short path as it is, and the long one where blocks are chosen as the group did."""
+def test_key_value_heads_as_many_as_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeating key/value heads leaves the short path as it is, and the long one where blocks are chosen as the group did: at all places."""
     grouped, separate = make_layer(kv_heads=2, **SMALL), make_layer(kv_heads=4, **SMALL)
     d, x_BLD, lengths_B = 4, torch.randn(1, 32, 16, dtype=torch.float64), torch.tensor([32])
     with torch.no_grad():
@@ -199,11 +211,22 @@ def test_key_value_heads_as_many_as_heads() -> None:
     torch.testing.assert_close(short, other_short, rtol=0, atol=1e-12)
     torch.testing.assert_close(long[:, :, :12], other_long[:, :, :12], rtol=0, atol=1e-12)  # no choice yet: at most two blocks before
     assert (long - other_long)[:, :, 12:].abs().amax() > 1e-3
+    choose, kept = blossom_module.best_blocks, []
+
+    def remembered(*given: Any) -> tuple[Tensor, Tensor]:
+        kept.append(choose(*given))
+        return kept[-1]
+
+    with torch.no_grad():
+        monkeypatch.setattr(blossom_module, "best_blocks", remembered)
+        paths(grouped, x_BLD, lengths_B)
+        monkeypatch.setattr(blossom_module, "best_blocks", lambda *_: tuple(x.repeat_interleave(2, dim=0) for x in kept[0]))
+        torch.testing.assert_close(paths(separate, x_BLD, lengths_B)[0], long, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("length", "long", "short"), [(50, 1_275, 466), (200, 11_908, 2_324), (1_000, 69_908, 13_956), (2_000, 142_440, 29_932)])
 def test_how_many_pairs_are_read(length: int, long: int, short: int) -> None:
-    """With q = 0 all keys that are read weigh the same, so exp(log-sum) counts them."""
+    """Row by row. With q = 0 all keys that are read weigh the same, so exp(log-sum) counts them, and so do weights that are not zero."""
     torch.manual_seed(0)
     filled = length + -length % 16
     q, k = torch.randn(1, filled, 8, dtype=torch.float64), torch.randn(1, filled // 16, 8, dtype=torch.float64)
@@ -211,8 +234,13 @@ def test_how_many_pairs_are_read(length: int, long: int, short: int) -> None:
     zeros = torch.zeros(1, filled, 1, 8, dtype=torch.float64)
     x = _laid_end_to_end(zeros, zeros[:, :, 0], zeros[:, :, 0], chosen_NLK, 16, None)
     _, log_sums = _forward(x, slice(0, filled), slice(0, filled // 16))
-    assert round(float(log_sums[:length].exp().sum()), 6) == long
-    assert sum(len([s for s in distances(length, 8) if s <= t]) for t in range(length)) == short
+    rows = [(16 * min(4, t // 16) + t % 16 + 1, min(t + 1, 8) + sum(2**n <= t for n in range(3, 20))) for t in range(length)]
+    assert tuple(sum(counts) for counts in zip(*rows, strict=True)) == (long, short)
+    assert log_sums.view(-1)[:length].exp().round(decimals=6).tolist() == [counts for counts, _ in rows]
+    shifts = tuple(distances(length, 8))
+    weights_SNLM = _weights(zeros[:, :length], zeros[:, :length, 0], shifts, None)
+    assert (weights_SNLM > 0).sum(0).view(-1).tolist() == [counts for _, counts in rows]
+    assert [s for s in shifts if s <= 39] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32]
 
 
 @pytest.mark.parametrize("causal", [True, False])
