@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor made, and of all together."""
+    """Remembers the number of elements of the largest tensor made, alone or beside others, and of all together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -15,7 +15,8 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.untyped_storage().nbytes() >= out.numel() * out.element_size():
-            self.elements = max(self.elements, out.numel())
-            self.all += out.numel()
+        for made in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(made, Tensor) and made.untyped_storage().nbytes() >= made.numel() * made.element_size():
+                self.elements = max(self.elements, made.numel())
+                self.all += made.numel()
         return out

@@ -76,18 +76,19 @@ def assert_order_of_candidates_means_nothing(model: nn.Module) -> None:
 
 
 def assert_candidates_do_not_see_each_other(model: nn.Module) -> None:
-    """A candidate alone has the same logit (point-wise rankers)."""
+    """Each candidate alone, in a request of its own, has the same logit (point-wise rankers)."""
     history, context = make_history(3, (9, 0)), make_context(3, 2)
     candidates = make_candidates(3, (6, 6))
     model = model.double().eval()
-    logits = real_logits(model, history, candidates, context).view(2, 6)
-    first = Candidates(
-        items_BC=candidates.items_BC[:, :1],
-        categories_BC=candidates.categories_BC[:, :1],
-        statistics_BCF=candidates.statistics_BCF[:, :1],
-        lengths_B=torch.tensor([1, 1]),
+    logits = real_logits(model, history, candidates, context)
+    each = torch.arange(2).repeat_interleave(6)
+    alone = Candidates(
+        items_BC=candidates.items_BC.view(12, 1),
+        categories_BC=candidates.categories_BC.view(12, 1),
+        statistics_BCF=candidates.statistics_BCF.view(12, 1, -1),
+        lengths_B=torch.ones(12, dtype=torch.int64),
     )
-    torch.testing.assert_close(real_logits(model, history, first, context), logits[:, 0], **EXACT)
+    torch.testing.assert_close(real_logits(model, rows(history, each), alone, rows(context, each)), logits, **EXACT)
 
 
 def assert_empty_histories_are_alike(model: nn.Module) -> None:

@@ -100,6 +100,23 @@ def test_it_is_the_layer(kind: Any, calls: list[int]) -> None:
     assert len(calls) == 24
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_million_on_padding_changes_no_bit(kind: Any, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither weights and reads nor a gradient, compiled or by parts; histories of no, a few and all places."""
+    values, mask_BL = inputs(5, (3, 2, TILE + 7, COMPILED_WIDTH, COMPILED_UNITS), [0, 5, TILE + 7])
+    for least in (0, 1 << 60):
+        monkeypatch.setattr(fused, "COMPILED_PAIRS", least)
+        found = []
+        for noise in (0.0, 1e6, -1e6):
+            given = values | {"keys": values["keys"].masked_fill(~mask_BL.unsqueeze(-1), noise)}
+            given = {name: x.clone().requires_grad_() for name, x in given.items()}
+            outputs = attend(given["keys"], mask_BL, layer_of(given, kind))
+            found.append((*outputs, *gradients(outputs, given, 0)))
+        assert all(torch.equal(x, y) for other in found[1:] for x, y in zip(found[0], other, strict=True))
+        assert not found[0][0].masked_select(~mask_BL.unsqueeze(1)).any()
+    assert len(calls) == 3
+
+
 def test_widths_fit() -> None:
     """What fused.py asks of D and H, without loading numba, is what the kernels need."""
     assert COMPILED_WIDTH % PAIR == 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.models import peak_bytes
 from longtrail.config import IFASettings
 from longtrail.models.attention.linear import FEATURE_MAPS
 from longtrail.models.attention.user_state import DAY
@@ -163,6 +164,21 @@ def test_nothing_of_candidates_times_history_is_made(length: int, candidates: in
     assert largest.elements <= 2 * max(length * 32, candidates * (7 * 16 + 6))
     assert largest.elements < 2 * length * candidates
     assert model.state(history).flat().shape == (2, 5 + 32 * (16 + 1))
+
+
+@pytest.mark.parametrize("relation", ["none", "linear"])
+def test_memory_doubles_with_the_history_and_grows_by_what_a_candidate_takes(relation: str) -> None:
+    """What a training step holds at most, measured: twice the history, twice the memory; twice the candidates, as much more whatever L."""
+    model = IFA(IFASettings(width=8, max_history=8192, hidden=(8,), relation=relation), SIZES)  # type: ignore[arg-type]
+
+    def held(length: int, candidates: int) -> int:
+        history, set_, context = make_history(0, (length,)), make_candidates(0, (candidates,)), make_context(0, 1)
+        return peak_bytes(lambda: model(history, set_, context).sum().backward())
+
+    held(64, 8)
+    short, long, short_wide, long_wide = held(2048, 48), held(4096, 48), held(2048, 96), held(4096, 96)
+    assert 1.8 < long / short < 2.1
+    assert short_wide - short < 48 * 40 * 16 * 4 and long_wide - long < 48 * 40 * 16 * 4  # bytes: forty times the width a candidate, whatever L
 
 
 def test_newest_events() -> None:

@@ -46,9 +46,9 @@ def test_reads_and_weights_equal_the_textbooks(heads: int) -> None:
         assert torch.equal(layer(query_BCD, keys_BLD.masked_fill(~mask_BL.unsqueeze(-1), 1e3), mask_BL), read_BCD)
 
 
-def test_linear_attention_pays_from_a_few_candidates_on() -> None:
-    """Multiply-adds at L = 1,000, four heads of E = 16: softmax attention, its keys and values never projected, is less work for E / 4 candidates,
-    the shared sum for 2 E; that sum does not grow with them."""
+def test_linear_attention_is_fewer_multiply_adds_from_a_few_candidates_on() -> None:
+    """A count of work, not of time, at L = 1,000, four heads of E = 16: softmax attention, its keys and values never projected, is less for E / 4
+    candidates, the shared sum for 2 E; that sum does not grow with them."""
     torch.manual_seed(0)
     L, D, H = 1000, 64, 4
     linear, softmax = LinearAttention(D, heads=H, features=16), SelectedAttention(D, H)

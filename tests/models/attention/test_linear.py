@@ -86,8 +86,10 @@ def test_linear_equals_explicit(feature_map: str, half_life_days: float | None, 
             assert not read[0].any()
 
 
-def test_linear_equals_explicit_in_float32() -> None:
-    attention, inputs = make_attention("elu1"), random_inputs()
+@pytest.mark.parametrize("half_life_days", [None, 2.0])
+@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
+def test_linear_equals_explicit_in_float32(feature_map: str, half_life_days: float | None) -> None:
+    attention, inputs = make_attention(feature_map, half_life_days), random_inputs()
     with torch.no_grad():
         exact = slow_read(attention, inputs, 0)
         attention, inputs = attention.float(), tuple(x.float() if x.is_floating_point() else x for x in inputs)  # type: ignore[assignment]
