@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from longtrail.files import write_json
 from longtrail.history import build_history
-from longtrail.schema import CATALOGUE, EXAMPLES, ITEM_STATISTICS, USER_STATISTICS, Table
+from longtrail.schema import CATALOGUE, EXAMPLES, Table
 
 START = 1_700_000_000_000_000  # UTC µs
 CATEGORIES = 100
+CLICK_RATE = 0.2
 
 Ints = NDArray[np.int64]
 
@@ -33,16 +34,20 @@ def write_ranking_log(folder: Path, *, requests: int, candidates: int, items: in
     rng = np.random.default_rng(seed)
     _write(folder, rng, np.full(requests, length, dtype=np.int64), items)
     request_E = np.repeat(np.arange(requests), candidates)
+    user_impressions, item_impressions = rng.integers(0, 50, requests), rng.integers(0, 50, len(request_E))
     columns: dict[str, Any] = {
         "request_id": pa.array(request_E).cast(pa.string()),
         "user_id": request_E + 1,
         "item_id": _popular(rng, len(request_E), items),
         "timestamp": pa.array(START + length * 1_000_000 + request_E, pa.timestamp("us", tz="UTC")),
         "position": np.tile(np.arange(1, candidates + 1), requests),
-        "click": rng.random(len(request_E)) < 0.2,
+        "click": rng.random(len(request_E)) < CLICK_RATE,
         "history_length": np.full(len(request_E), length),
-        **{name: np.repeat(rng.integers(0, 50, requests), candidates) for name in USER_STATISTICS},
-        **{name: rng.integers(0, 50, len(request_E)) for name in ITEM_STATISTICS},
+        "user_impressions": np.repeat(user_impressions, candidates),
+        "user_clicks": np.repeat(rng.binomial(user_impressions, CLICK_RATE), candidates),
+        "item_events": item_impressions + rng.integers(0, 50, len(request_E)),
+        "item_impressions": item_impressions,
+        "item_clicks": rng.binomial(item_impressions, CLICK_RATE),
     }
     (folder / "examples").mkdir()
     pq.write_table(_table(EXAMPLES, columns), folder / "examples" / "train.parquet")
@@ -70,7 +75,7 @@ def _write(folder: Path, rng: np.random.Generator, lengths_U: Ints, items: int) 
     pq.write_table(_table(CATALOGUE, {name: columns.get(name, counts) for name in CATALOGUE.names}), folder / "catalogue.parquet")
     np.save(folder / "train_lengths.npy", np.concatenate([[0], lengths_U]))
     sizes = {"items": items, "categories": CATEGORIES, "actions": 1}
-    write_json(folder / "features.json", {"sizes": sizes, "users": users, "actions": ["view"], "prior_click_rate": 0.2})
+    write_json(folder / "features.json", {"sizes": sizes, "users": users, "actions": ["view"], "prior_click_rate": CLICK_RATE})
 
 
 def _table(kind: Table, columns: dict[str, Any]) -> pa.Table:

@@ -36,6 +36,9 @@ def test_workloads_are_features(folders: dict[str, Path]) -> None:
     items = sequences.history.flat(np.arange(1, 61), sequences.train_lengths[1:]).items
     assert (items[1:] == items[:-1] % 50 + 1).mean() > 0.25, "three in ten items follow from the one before"
     assert clicks.examples("train").num_rows == 120
+    for who in ("user", "item"):
+        clicked, shown = (clicks.examples("train")[f"{who}_{what}"].to_numpy() for what in ("clicks", "impressions"))
+        assert (clicked <= shown).all() and clicked.max() > 0
     assert set(clicks.train_lengths[1:].tolist()) == {12}
 
 
