@@ -66,5 +66,8 @@ def _repeats(items_BC: Ints) -> Bools:
 def _seen(items_BC: Ints, histories: FlatHistories) -> Bools:
     """Where an item stands in its row's history."""
     rows_B, span = np.arange(len(items_BC)), 1 + max(items_BC.max(initial=0), histories.items.max(initial=0))
-    held_n = np.repeat(rows_B * span, np.diff(histories.offsets_B1)) + histories.items
+    asked_N = np.zeros(span, dtype=bool)
+    asked_N[items_BC] = True
+    events_n = np.flatnonzero(asked_N[histories.items])  # of any row's items: few of many, or items are few and np.isin is quick
+    held_n = (np.searchsorted(histories.offsets_B1, events_n, side="right") - 1) * span + histories.items[events_n]
     return np.isin(rows_B[:, None] * span + items_BC, held_n)
