@@ -99,7 +99,7 @@ def test_rivals_are_given_the_workload_of_their_kind(tmp_path: Path, capsys: pyt
         "requests": 4,
         "click_length": 8,
         "candidates": [1],
-        "only": "rival",
+        "only": ["rival"],
         "out": tmp_path / "out.json",
     }
     main(**options, rival=[f"rival a={ours}", f"rival b={broken}"], click_rival=[f"rival c={broken}"])  # type: ignore[arg-type]
