@@ -5,7 +5,7 @@
     python -m benchmarks.models                                                   # everything: about ten minutes on one core
 
 Forward: one user, as the service scores (inference mode, compiled code; rankers: --candidates). Training: forward and backward in training mode, as a
-learner asks; rankers --batch requests of --training-candidates, so that large batches take the compiled paths that training takes, encoders one
+learner asks and with freed memory kept; rankers --batch requests of --training-candidates, so that large batches take the compiled paths that training takes, encoders one
 window with a target at every place; no loss, no optimiser. The models' own default sizes, full histories. All models of a length take turns, so that
 a busy machine is busy for all of them. "full" is torch's scaled-dot-product attention, "naive" the same layer with its L×L weights written out.
 Memory is what a call allocates at its highest, weights and inputs aside. A size that would take over the limits, by what the one before took, is left
@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from longtrail.models.attention.full import FullAttention
 from longtrail.models.attention.fused import serving
 from longtrail.models.contracts import Retriever, Sizes, WithAuxiliary
 from longtrail.models.registry import build_model
+from longtrail.training.memory import freed_memory_is_kept
 
 SEED, WIDTH, HEADS = 0, 64, 2  # SASRec's default sizes
 SIZES = Sizes(items=1_000, categories=100, actions=5)  # few, so that the gradient of the item table does not hide the rest
@@ -243,7 +245,7 @@ def main(
     left: dict[tuple[str, int], str] = {}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     for length in lengths:
-        made: dict[str, Call] = {}
+        made: dict[str, dict[str, Call]] = {"forward": {}, "training": {}}
         for name, build in builders.items():
             if (known := kept.get(work.key(name, length))) is not None and not fresh:
                 cells[name, length] = known
@@ -251,10 +253,13 @@ def main(
                 left[name, length] = why
             else:
                 torch.manual_seed(SEED)
-                made |= {f"{name}|{kind}": call for kind, call in calls(build(length), length, work).items()}
-        for key, figures in measure(made, seconds, torch.device(device)).items():
-            name, kind = key.split("|")
-            cells.setdefault((name, length), {"commit": commit, "hardware": hardware(device)})[kind] = figures
+                for kind, call in calls(build(length), length, work).items():
+                    made[kind][name] = call
+        for kind, kind_calls in made.items():
+            with freed_memory_is_kept() if kind == "training" else nullcontext():
+                found = measure(kind_calls, seconds, torch.device(device))
+            for name, figures in found.items():
+                cells.setdefault((name, length), {"commit": commit, "hardware": hardware(device)})[kind] = figures
         kept |= {work.key(name, length): cells[name, length] for name in builders if (name, length) in cells}
         write_json(out, {"cells": kept})
         print(f"L = {length:,} done", flush=True)
