@@ -5,12 +5,12 @@
     python -m benchmarks.models                                                   # everything: about ten minutes on one core
 
 Forward: one user, as the service scores (inference mode, compiled code; rankers: --candidates). Training: forward and backward in training mode, as a
-learner asks and with freed memory kept; rankers --batch requests of --training-candidates, so that large batches take the compiled paths that training takes, encoders one
-window with a target at every place; no loss, no optimiser. The models' own default sizes, full histories. All models of a length take turns, so that
-a busy machine is busy for all of them. "full" is torch's scaled-dot-product attention, "naive" the same layer with its L×L weights written out.
-Memory is what a call allocates at its highest, weights and inputs aside. A size that would take over the limits, by what the one before took, is left
-out and named. Cells already in the file are not measured again where device, threads, torch, candidates and batch are the same: a run that was
-stopped goes on, each cell with the commit and the hardware that it was measured with, and --fresh starts over.
+learner asks and with freed memory kept; rankers --batch requests of --training-candidates, so that large batches take the compiled paths that
+training takes, encoders one window with a target at every place; no loss, no optimiser. The models' own default sizes, full histories. All models of
+a length take turns, so that a busy machine is busy for all of them. "full" is torch's scaled-dot-product attention, "naive" the same layer with its
+L×L weights written out. Memory is what a call allocates at its highest, weights and inputs aside. A size that would take over the limits, by what the
+one before took, is left out and named. Cells already in the file are not measured again where device, threads, torch, candidates and batch are the
+same: a run that was stopped goes on, each cell with the commit and the hardware that it was measured with, and --fresh starts over.
 """
 
 import copy
