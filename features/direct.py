@@ -8,6 +8,7 @@ B users asked for. A value is a serialised `feast.types.Value`: int64_val, or in
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ _NUMBER, _LIST, _PACKED = 0x20, 0x72, 0x0A  # tags of Value.int64_val, Value.int
 _LONGEST = 10  # bytes of a varint of 64 bits
 _USERS = 10_000  # of one SQLite query, which takes 32,766 parameters at most
 _WAIT = 5.0  # s that SQLite waits for a writer
+_AGAIN = 0.01  # s between two attempts where it does not wait itself
 
 
 class Reader(Protocol):
@@ -61,13 +63,30 @@ class Connections:
         with contextlib.suppress(IndexError):  # another thread may take the last one
             return self._free.pop()
         connection = sqlite3.connect(self._database, timeout=_WAIT, check_same_thread=False, isolation_level=None)
-        for pragma in self._pragmas:
-            connection.execute(pragma)
+        try:
+            for pragma in self._pragmas:
+                _patiently(connection, pragma)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def close(self) -> None:
         while self._free:
             self._free.pop().close()
+
+
+def _patiently(connection: sqlite3.Connection, pragma: str) -> None:
+    """Run `pragma`, however many open the file at the same instant: SQLite does not itself wait for a journal mode that another one is changing."""
+    until = time.monotonic() + _WAIT
+    while True:
+        try:
+            connection.execute(pragma)
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(_AGAIN)
 
 
 class SQLiteReader:

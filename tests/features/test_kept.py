@@ -36,6 +36,25 @@ def test_what_was_written_is_read(store: KeptStore) -> None:
     assert store.read([1, 2]) == [None, Kept(0, b"")]
 
 
+def test_many_open_a_new_store_at_the_same_instant(tmp_path: Path) -> None:
+    """As the workers of a service do. SQLite does not wait for a journal mode that another connection is changing."""
+    openers, rounds = 4, 60
+    opened: list[SQLiteKept] = []
+    together = threading.Barrier(openers)
+
+    def open_each() -> None:
+        for number in range(rounds):
+            together.wait(30)
+            opened.append(SQLiteKept(tmp_path / f"{number}.sqlite", "one"))
+
+    threads = [threading.Thread(target=open_each) for _ in range(openers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == openers * rounds
+
+
 def test_no_write_of_many_writers_is_lost(online: OnlineFeatures) -> None:
     """Each adds 1 to the number of a user, 40 times, reading again whenever another was faster."""
     name, writers, each = uuid4().hex, 4, 40
