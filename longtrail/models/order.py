@@ -5,6 +5,8 @@ from torch import Tensor
 
 from longtrail.models.contracts import History
 
+_FIELDS = ("items_BL", "categories_BL", "actions_BL", "times_BL")
+
 
 def turned_places(lengths_B: Tensor, places: int) -> Tensor:
     """int64 [B, L]: n - 1 - j for the n real places, 0 behind them: where place j of a turned history stands in the history, and the other way.
@@ -36,5 +38,10 @@ def newest_places(lengths_B: Tensor, places: int) -> tuple[Tensor, Tensor]:
 
 def events_at(history: History, places_BK: Tensor, lengths_B: Tensor) -> History:
     """The events at the given places [B, K], of which the first `lengths_B` are real."""
-    names = ("items_BL", "categories_BL", "actions_BL", "times_BL")
-    return History(**{name: getattr(history, name).gather(1, places_BK) for name in names}, lengths_B=lengths_B)
+    return History(**{name: getattr(history, name).gather(1, places_BK) for name in _FIELDS}, lengths_B=lengths_B)
+
+
+def between(history: History, start: int, stop: int) -> History:
+    """Places start..stop - 1 of each history."""
+    cut = {name: getattr(history, name)[:, start:stop] for name in _FIELDS}
+    return History(**cut, lengths_B=(history.lengths_B - start).clamp(0, stop - start))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.models import peak_bytes
 from longtrail.config import IFASettings
-from longtrail.models.attention.linear import FEATURE_MAPS
+from longtrail.models.attention.feature_maps import FEATURE_MAPS
 from longtrail.models.attention.user_state import DAY
 from longtrail.models.masks import padding_mask
 from longtrail.models.order import newest

@@ -10,8 +10,8 @@ from longtrail.errors import StateError
 from longtrail.models.attention.user_state import DAY, UserState
 from longtrail.models.contracts import Candidates, Context, History
 from longtrail.models.masks import padding_mask
-from longtrail.models.order import newest
-from longtrail.models.rankers.ifa import IFA, between
+from longtrail.models.order import between, newest
+from longtrail.models.rankers.ifa import IFA
 from tests.contracts.batches import draws, make_candidates, make_context, make_history, make_request, with_garbage, with_padding
 from tests.models.attention.test_linear import LENGTHS
 from tests.models.test_ifa import make_ifa

@@ -17,175 +17,22 @@ numbers in another order, Σ_l (φ(q)ᵀ φ(k_l)) v_l, by compiled code (linear_
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from longtrail.models.attention.alike import cluster_centres
+from longtrail.models.attention.feature_maps import FEATURE_MAPS, inner, over_length
+from longtrail.models.attention.linear_sums import Sums
 from longtrail.models.attention.pointwise import at_least_float32
 from longtrail.models.attention.user_state import DAY, UserState
 
-BLOCK = 1 << 13  # behaviours projected at once: what is made of them stays in a core's cache
 COMPILED_WIDTH, COMPILED_UNITS = 32, 4  # what linear_layer.py takes D and H · F in
 COMPILED_EVENTS = 1 << 14  # of a batch, from which on it is used: numba takes half a second to load
 DIRECT_COST = 0.5  # of one multiply-add of a candidate's read, measured against one of adding up and reading a state, forward and backward
-_FLOOR = 1e-2  # of the relu maps, ours: a candidate unlike every behaviour reads their mean and not 0 / 0
 _SMALLEST = 1e-6  # of a divisor, where the newest event alone may count 1; sums are float32 at least
 _LEAST_VARIANCE = 1e-2  # of directions, whose squared length is 1
-_LARGEST = 30.0  # exponent of `efficient`, ours: in place of a running maximum, with which states would no longer just add
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureMap:
-    """φ of keys and of queries, both [..., F] → [..., F], and what the read is divided by.
-
-    "sum": φ(q)ᵀz, so that weights are not negative and add up to 1; "prior": φ(q)ᵀz + p, p learned, so that they add up to less; "feature": each
-    feature of A by its own z; "none": sqrt(F), and weights may be negative and grow with L. `slopes`, of keys, where it is quick: the gradient by
-    the argument, given φ and the gradient by φ, which may be overwritten. `clusters`: φ is given x · c / |x| + b in place of x · c.
-    """
-
-    keys: Callable[[Tensor], Tensor]
-    queries: Callable[[Tensor], Tensor]
-    divide: str = "sum"
-    slopes: Callable[[Tensor, Tensor], Tensor] | None = None
-    clusters: bool = False
-    compiled: bool = False  # whether linear_layer.py knows it
-
-
-def _elu1(x: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and x.requires_grad:
-        return functional.elu(x) + 1
-    return x.clamp(max=0).exp_().add_(x.clamp(min=0))  # the same in three quarters of the time, and small values are not multiples of 6e-8
-
-
-def _elu1_slopes(features: Tensor, gradient: Tensor) -> Tensor:
-    return gradient.mul_(features.clamp(max=1))
-
-
-def _relu(x: Tensor) -> Tensor:
-    return functional.relu(x) + _FLOOR
-
-
-def _squared_relu(x: Tensor) -> Tensor:
-    return functional.relu(x).square() + _FLOOR
-
-
-def _shares(x: Tensor) -> Tensor:
-    return x.softmax(-1)
-
-
-def _shares_slopes(features: Tensor, gradient: Tensor) -> Tensor:
-    return gradient.sub_((features * gradient).sum(-1, keepdim=True)).mul_(features)
-
-
-def _exponential(x: Tensor) -> Tensor:
-    return x.clamp(max=_LARGEST).exp()
-
-
-def _unit_elu(x: Tensor) -> Tensor:
-    return functional.normalize(functional.elu(x), dim=-1)
-
-
-FEATURE_MAPS = {
-    "elu1": FeatureMap(keys=_elu1, queries=_elu1, slopes=_elu1_slopes, compiled=True),  # Katharopoulos et al., ICML 2020
-    "relu": FeatureMap(keys=_relu, queries=_relu),
-    "squared_relu": FeatureMap(keys=_squared_relu, queries=_squared_relu),
-    # ours: soft membership in F clusters; a query reads the means of its own
-    "shares": FeatureMap(keys=_shares, queries=_shares, slopes=_shares_slopes, compiled=True),
-    "clusters": FeatureMap(keys=_shares, queries=_shares, divide="prior", slopes=_shares_slopes, clusters=True, compiled=True),  # ours
-    "efficient": FeatureMap(keys=_exponential, queries=_shares, divide="feature"),  # Shen et al., WACV 2021: keys' softmax is over places
-    "linrec": FeatureMap(keys=_unit_elu, queries=_unit_elu, divide="none"),  # Liu et al., SIGIR 2023, as in its code
-}
-
-
-def _inner(x_BLD: Tensor, weights_DX: Tensor, bias_X: Tensor | None) -> Tensor:
-    """What φ is given: x W, or with a bias x W / |x| + b."""
-    inner_BLX = x_BLD @ weights_DX
-    return inner_BLX if bias_X is None else inner_BLX * _over_length(x_BLD) + bias_X
-
-
-def _over_length(x_BLD: Tensor) -> Tensor:
-    """1 / |x| [B, L, 1]; of vectors shorter than 1e-3, less."""
-    return torch.rsqrt(torch.linalg.vector_norm(x_BLD, dim=-1, keepdim=True).square() + 1e-6)
-
-
-class _Sums(torch.autograd.Function):
-    """Σ w φ(s W) sᵀ [B, X, D] and Σ w φ(s W) [B, X] over the real s, X = G · F, in blocks of users whose features stay in a core's cache.
-
-    With a bias, φ(s W / |s| + b) in place of φ(s W). Padding is masked after φ, which is not zero there: by s = 0 in the first sum, by the mask in
-    the second. Backward adds the gradients of s up in place. Where its gradient follows from φ (`slopes`), features are kept, a share X / D of the
-    inputs' memory; otherwise backward makes them again, block by block: autograd's own way kept every step of φ and moved twice the memory.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        keys_BLD: Tensor,
-        weights_DX: Tensor,
-        bias_X: Tensor | None,
-        mask_BL: Tensor,
-        days_BL: Tensor,
-        rates_G: Tensor | None,
-        features: Callable[..., Tensor],
-        slopes: Callable[[Tensor, Tensor], Tensor] | None,
-    ) -> tuple[Tensor, Tensor]:
-        sums_BXD = keys_BLD.new_empty(len(keys_BLD), weights_DX.shape[1], keys_BLD.shape[2])
-        norms_BX = keys_BLD.new_empty(sums_BXD.shape[:2])
-        kept_BLX = None if slopes is None else keys_BLD.new_empty(*keys_BLD.shape[:2], weights_DX.shape[1])
-        for rows in _blocks(keys_BLD):
-            features_BLX = features(_inner(keys_BLD[rows], weights_DX, bias_X), days_BL[rows], rates_G)
-            torch.bmm(features_BLX.transpose(1, 2), keys_BLD[rows], out=sums_BXD[rows])
-            torch.bmm(mask_BL[rows].unsqueeze(1).to(keys_BLD.dtype), features_BLX, out=norms_BX[rows].unsqueeze(1))
-            if kept_BLX is not None:
-                kept_BLX[rows] = features_BLX
-        ctx.save_for_backward(keys_BLD, weights_DX, bias_X, mask_BL, days_BL, rates_G, kept_BLX)
-        ctx.features, ctx.slopes = features, slopes
-        return sums_BXD, norms_BX
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, sums_BXD: Tensor, norms_BX: Tensor) -> Any:
-        keys_BLD, weights_DX, bias_X, mask_BL, days_BL, rates_G, kept_BLX = ctx.saved_tensors
-        keys_grad_BLD, weights_grad_XD = torch.empty_like(keys_BLD), torch.zeros_like(weights_DX.T, memory_format=torch.contiguous_format)
-        rates_grad_G = None if rates_G is None else torch.zeros_like(rates_G)
-        bias_grad_X = None if bias_X is None else torch.zeros_like(bias_X)
-        for rows in _blocks(keys_BLD):
-            grad_BLX = (mask_BL[rows].unsqueeze(-1) * norms_BX[rows].unsqueeze(1)).baddbmm_(keys_BLD[rows], sums_BXD[rows].transpose(1, 2))
-            if kept_BLX is not None:
-                features_BLX = kept_BLX[rows]
-                grad_BLX = ctx.slopes(features_BLX, grad_BLX)
-            else:
-                inner_BLX = _inner(keys_BLD[rows], weights_DX, bias_X).requires_grad_()
-                rates = None if rates_G is None else rates_G.detach().requires_grad_()
-                with torch.enable_grad():
-                    features_BLX = ctx.features(inner_BLX, days_BL[rows], rates)
-                grad_BLX, *rest = torch.autograd.grad(features_BLX, [inner_BLX] if rates is None else [inner_BLX, rates], grad_BLX)
-                if rates_grad_G is not None:
-                    rates_grad_G += rest[0]
-            torch.bmm(features_BLX.detach(), sums_BXD[rows], out=keys_grad_BLD[rows])
-            if bias_grad_X is None:
-                keys_grad_BLD[rows].flatten(0, 1).addmm_(grad_BLX.flatten(0, 1), weights_DX.T)
-            else:
-                bias_grad_X += grad_BLX.sum((0, 1))
-                over_BL1 = _over_length(keys_BLD[rows])
-                grad_BLX = grad_BLX * over_BL1
-                directions_BLD = grad_BLX @ weights_DX.T  # by s / |s|, over |s|: what of it points along s changes nothing
-                along_BL1 = (directions_BLD * keys_BLD[rows]).sum(-1, keepdim=True) * over_BL1.square()
-                keys_grad_BLD[rows].add_(directions_BLD).addcmul_(keys_BLD[rows], along_BL1, value=-1)
-            weights_grad_XD.addmm_(grad_BLX.flatten(0, 1).T, keys_BLD[rows].flatten(0, 1))
-        return keys_grad_BLD, weights_grad_XD.T, bias_grad_X, None, None, rates_grad_G, None, None
-
-
-def _blocks(keys_BLD: Tensor) -> list[slice]:
-    """Users whose behaviours together are about BLOCK; on a GPU all of them at once."""
-    B, L, _ = keys_BLD.shape
-    rows = max(1, (BLOCK if keys_BLD.device.type == "cpu" else B * L) // max(1, L))
-    return [slice(start, start + rows) for start in range(0, B, rows)]
 
 
 class LinearAttention(nn.Module):
@@ -236,7 +83,7 @@ class LinearAttention(nn.Module):
         temperature: half the squared distance, at the data's scale. Each head of each layer has clusters of its own.
         """
         assert self.key_bias is not None and self.query_bias is not None
-        direction_nD = x_nD * _over_length(x_nD)
+        direction_nD = x_nD * over_length(x_nD)
         variance = max(float(direction_nD.var(0, correction=0).sum()), _LEAST_VARIANCE)
         F = self.shape["features"]
         for g in range(self.shape["heads"]):
@@ -258,7 +105,7 @@ class LinearAttention(nn.Module):
             times_B, days_BL = _ages(mask_BL, mask_BL.new_zeros(B, L, dtype=torch.int64) if times_BL is None else times_BL, keys_BLD.dtype)
             rates_G = self.rates()
             slopes = self._slopes if torch.is_grad_enabled() and rates_G is None and self.map.slopes is not None else None
-            sums_BXD, norms_BX = _Sums.apply(keys_BLD, *self._key_weights(), mask_BL, days_BL, rates_G, self._weighted_features, slopes)
+            sums_BXD, norms_BX = Sums.apply(keys_BLD, *self._key_weights(), mask_BL, days_BL, rates_G, self._weighted_features, slopes)
             return UserState(
                 sums_BGFE=sums_BXD.view(B, -1, F, D) @ self.values,
                 norms_BGF=norms_BX.view(B, -1, F),
@@ -327,7 +174,7 @@ class LinearAttention(nn.Module):
         """[B, C, L], the mean over heads of what each pair counts in `read`; 0 on padding. To explain, not to train: it builds every pair."""
         heads = slice(layer * self.heads, (layer + 1) * self.heads)
         _, days_BL = _ages(mask_BL, times_BL, keys_BLD.dtype)
-        inner_BLX = _inner(at_least_float32(keys_BLD), *self._key_weights())
+        inner_BLX = inner(at_least_float32(keys_BLD), *self._key_weights())
         features_BLX = self._weighted_features(inner_BLX, days_BL, self.rates()).masked_fill(~mask_BL.unsqueeze(-1), 0)
         keys_BHLF = features_BLX.unflatten(-1, (-1, self.shape["features"])).transpose(1, 2)[:, heads]
         if self.map.divide == "feature":
@@ -363,7 +210,7 @@ class LinearAttention(nn.Module):
         temperature_H = self.temperature[layer * self.heads : (layer + 1) * self.heads]
         temperature_X = temperature_H.repeat_interleave(self.shape["features"])
         bias_X = None if self.query_bias is None else self.query_bias.view(len(self.queries), -1)[layer] * temperature_X
-        inner_BCX = _inner(at_least_float32(query_BCD), self.queries[layer] * temperature_X, bias_X)
+        inner_BCX = inner(at_least_float32(query_BCD), self.queries[layer] * temperature_X, bias_X)
         return self.map.queries(inner_BCX.unflatten(-1, (self.heads, -1))).transpose(1, 2)
 
 

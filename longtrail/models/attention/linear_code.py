@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from longtrail.models.attention.vector_code import GROUP, I64, LANES, PAIR, TILE, VECTOR, VECTORS, Emit
 
-SMALLEST = 1e-6  # squared length added to a vector's, as linear.py does
+SMALLEST = 1e-6  # squared length added to a vector's, as feature_maps.py does
 _integer, _float = types.int64, types.float32
 
 

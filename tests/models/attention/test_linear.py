@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtrail.models.attention import linear
+from longtrail.models.attention import linear_sums
 from longtrail.models.attention.alike import cluster_centres
-from longtrail.models.attention.linear import FEATURE_MAPS, LinearAttention
+from longtrail.models.attention.feature_maps import FEATURE_MAPS
+from longtrail.models.attention.linear import LinearAttention
 from longtrail.models.attention.user_state import DAY
 from longtrail.models.masks import padding_mask
 from tests.contracts.batches import draws
@@ -78,7 +79,7 @@ def test_linear_equals_explicit(feature_map: str, half_life_days: float | None, 
     """All users at once, and in blocks of two; with the read of an empty history exactly zero."""
     attention, inputs = make_attention(feature_map, half_life_days), random_inputs()
     for block in (1 << 14, 2 * max(LENGTHS)):
-        monkeypatch.setattr(linear, "BLOCK", block)
+        monkeypatch.setattr(linear_sums, "BLOCK", block)
         for layer in (0, 1):
             with torch.no_grad():
                 read = attention.read(inputs[3], attention.state(*inputs[:3]), layer)
@@ -102,7 +103,7 @@ def test_linear_equals_explicit_in_float32(feature_map: str, half_life_days: flo
 )
 def test_gradients_are_those_of_the_explicit_read(feature_map: str, half_life_days: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the keys, the queries and every parameter; blocks of two users."""
-    monkeypatch.setattr(linear, "BLOCK", 2 * max(LENGTHS))
+    monkeypatch.setattr(linear_sums, "BLOCK", 2 * max(LENGTHS))
     attention, inputs = make_attention(feature_map, half_life_days), random_inputs()
     asked = [inputs[0].requires_grad_(), inputs[3].requires_grad_(), *attention.parameters()]
     inputs = (inputs[0] * inputs[1].unsqueeze(-1), *inputs[1:])  # padded keys are constants
