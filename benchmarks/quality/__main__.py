@@ -25,6 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.quality.board import Cell, cells, load_boards
+from benchmarks.quality.picture import save_picture
 from benchmarks.quality.record import read_cells, to_run, with_tables, write_results
 from benchmarks.quality.table import markdown, summary
 from components.command import run
@@ -42,7 +43,7 @@ def quality(
     data: Annotated[Path, typer.Option(help="folder of the data files")] = Path("../shared/data"),
     work: Annotated[Path, typer.Option(help="features and cells, kept between calls")] = Path("build/quality"),
     results: Annotated[Path, typer.Option(help="the one JSON of all cells")] = Path("build/quality/quality.json"),
-    page: Annotated[Path | None, typer.Option(help="a page in Markdown whose tables are renewed")] = None,
+    page: Annotated[Path | None, typer.Option(help="a page in Markdown: its tables are renewed, and its images/quality/BOARD.svg")] = None,
 ) -> None:
     """Train and judge what has not been yet, then print the tables."""
     boards = load_boards(board)
@@ -69,6 +70,9 @@ def quality(
         text = with_tables(page.read_text(encoding="utf-8"), tables, name=str(page))
         with atomic_file(page) as aside:
             aside.write_text(text, encoding="utf-8")
+        for name in everything:
+            if (picture := f"images/quality/{name}.svg") in text:
+                save_picture(everything[name], rows[name], page.parent / picture)
     for name, chosen in boards.items():
         typer.echo(f"### {chosen.title}\n\n{chosen.about}\n\n{tables[name]}")
 

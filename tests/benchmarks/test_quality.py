@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.quality.board import Board, cells, load_boards
+from benchmarks.quality.picture import curves_by_length, save_picture
 from benchmarks.quality.record import read_cells, to_run, with_tables, write_results
 from benchmarks.quality.sampled import sampled_metrics
 from benchmarks.quality.table import OTHERWISE, markdown, summary
@@ -96,6 +97,30 @@ def test_a_page_has_its_tables_renewed_and_names_no_board_that_there_is_not() ->
     assert with_tables(text, {"one": "| new |\n"}, name="p.md") == "before\n<!-- board: one -->\n\n| new |\n\n<!-- end -->\nafter\n"
     with pytest.raises(ConfigError, match=r"p\.md: .*one.*expected one of two"):
         with_tables(text, {"two": ""}, name="p.md")
+
+
+def test_a_model_run_at_three_lengths_is_a_curve_and_one_of_other_settings_is_not(tmp_path: Path) -> None:
+    board = load_boards(["long-memory-click"])["long-memory-click"]
+    of = {"board": "long-memory-click"}
+    values = {"din_5000": 0.8, "din_50": 0.6, "din_200": 0.7, "sam_50": 0.6, "sam_200": 0.7, "sam_random_200": 0.6, "click_rate": 0.5}
+    found = [a_cell(board, model, 0, 0.0, metrics={"auc": value}) | of for model, value in values.items()]
+    older = {**board.models["sam_5000"].model_dump(mode="json"), "learning_rate": 0.5}
+    found.append(a_cell(board, "sam_5000", 0, 0.0, metrics={"auc": 0.9}, settings=older) | of)
+    rows = summary("long-memory-click", board, found)
+    assert curves_by_length(board, rows) == {"din": ["din_50", "din_200", "din_5000"]}
+    save_picture(board, rows, tmp_path / "curves.svg")
+    save_picture(board, rows, tmp_path / "again.svg")
+    assert (tmp_path / "curves.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()
+    assert "<!-- din -->" in (text := (tmp_path / "curves.svg").read_text()) and "<!-- sam -->" not in text and "<!-- 5,000 -->" in text
+
+
+def test_a_board_of_one_length_has_a_picture_of_its_models_beside_what_was_published(tmp_path: Path) -> None:
+    board = load_boards(["ml-1m-next-item"])["ml-1m-next-item"]
+    runs = [("markov", 0, 0.13), ("sasrec", 0, 0.17), ("sasrec", 1, 0.18), ("gsasrec", 0, 0.17)]
+    found = [a_cell(board, *run) | {"board": "ml-1m-next-item"} for run in runs]
+    save_picture(board, summary("ml-1m-next-item", board, found), tmp_path / "models.svg")
+    text = (tmp_path / "models.svg").read_text()
+    assert all(f"<!-- {name} -->" in text for name in ("sasrec", "gsasrec", "markov", "published", "NDCG@10")) and "<!-- bert4rec -->" not in text
 
 
 def test_the_page_of_the_board_shows_what_is_recorded() -> None:
