@@ -26,7 +26,9 @@ Rows = dict[str, dict[str, Any]]
 
 def save_picture(board: Board, rows: Rows, file: Path) -> None:
     """An SVG file, the same for the same rows."""
-    with matplotlib.rc_context({"svg.hashsalt": "longtrail"}):
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "longtrail", "svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Arial"]}
+    ):
         curves = curves_by_length(board, rows)
         figure = _by_length(board, rows, curves) if curves else _ranked(board, rows)
         with atomic_file(file) as aside:
