@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from benchmarks.quality.board import Board, Cell, load_boards
-from benchmarks.quality.prepare import prepare
+from benchmarks.quality.prepare import features_digest, prepare
 from components.command import run
 from components.train import git_commit
 from longtrail.config import EvaluationSettings
@@ -46,6 +46,7 @@ def cell(
     result: dict[str, Any] = {
         **vars(Cell(seed=seed, board=board, model=model)),
         "protocol": chosen.protocol,
+        "features": features_digest(folder),
         "settings": settings.model_dump(mode="json"),
         "metrics": judge(LoadedModel(module=trained.module, card=card), features, chosen),
         "valid": {trained.metric: trained.value},

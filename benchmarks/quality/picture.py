@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,28 @@ Rows = dict[str, dict[str, Any]]
 
 
 def save_picture(board: Board, rows: Rows, file: Path) -> None:
-    """An SVG file, the same for the same rows."""
+    """An SVG file, the same for the same rows, of the models that were run with the board's settings."""
     with matplotlib.rc_context(
         {"svg.hashsalt": "longtrail", "svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Arial"]}
     ):
-        curves = curves_by_length(board, rows)
-        figure = _by_length(board, rows, curves) if curves else _ranked(board, rows)
+        figure = _by_length(board, rows) if curves_by_length(board, list(board.models)) else _ranked(board, rows)
         with atomic_file(file) as aside:
             figure.savefig(aside, format="svg", metadata={"Date": None})
 
 
-def curves_by_length(board: Board, rows: Rows) -> dict[str, list[str]]:
-    """Models NAME_L of the board's settings, shortest first: name → models, for names with LENGTHS lengths or more."""
+def curves_by_length(board: Board, models: Iterable[str]) -> dict[str, list[str]]:
+    """Of `models` those that are called NAME_L by their length, shortest first: name → models, for names with LENGTHS lengths or more."""
     found: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for model in rows:
+    for model in models:
         named = re.fullmatch(r"(.+)_(\d+)", model)
-        if named and rows[model]["current"] and getattr(board.models[model], "max_history", None) == int(named[2]):
+        if named and getattr(board.models[model], "max_history", None) == int(named[2]):
             found[named[1]].append((int(named[2]), model))
     return {name: [model for _, model in sorted(models)] for name, models in found.items() if len(models) >= LENGTHS}
 
 
-def _by_length(board: Board, rows: Rows, curves: dict[str, list[str]]) -> Figure:
+def _by_length(board: Board, rows: Rows) -> Figure:
     figure, axes = _figure(SIZE[1])
+    curves = curves_by_length(board, _current(rows))
     lengths = sorted({int(model.rsplit("_", 1)[1]) for models in curves.values() for model in models})
     ends = {name: _mean(board, rows, models[-1]) for name, models in curves.items()}
     for name in sorted(curves, key=lambda name: -ends[name]):
@@ -62,7 +63,7 @@ def _by_length(board: Board, rows: Rows, curves: dict[str, list[str]]) -> Figure
 
 def _ranked(board: Board, rows: Rows) -> Figure:
     metric = board.metrics[0]
-    order = sorted((model for model in rows if rows[model]["current"]), key=lambda model: _mean(board, rows, model))
+    order = sorted(_current(rows), key=lambda model: _mean(board, rows, model))
     figure, axes = _figure(1 + LINE * len(order))
     y = list(range(len(order)))
     axes.errorbar(
@@ -72,7 +73,7 @@ def _ranked(board: Board, rows: Rows) -> Figure:
     if papers:
         axes.plot(*zip(*papers, strict=True), "D", color="#d95f02", markerfacecolor="none", label="published")
         axes.legend(frameon=False, fontsize=8, loc="lower right")
-    if board.baseline in rows:
+    if board.baseline in order:
         axes.axvline(_mean(board, rows, board.baseline), color="#999999", linestyle="--", linewidth=1)
     axes.set_yticks(y, [model.replace("_", " ") for model in order])
     axes.set(xlabel=metric.upper())
@@ -85,6 +86,11 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _current(rows: Rows) -> list[str]:
+    """Models that were trained with the settings that the board has now: no others belong into one picture."""
+    return [model for model, row in rows.items() if row["current"]]
 
 
 def _mean(board: Board, rows: Rows, model: str) -> float:

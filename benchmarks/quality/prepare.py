@@ -1,5 +1,6 @@
 """From a board's dataset to the features folder that its models train on, by the pipeline's own steps. Made once."""
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from components.build_features import build_features
 from components.ingest import ingest
 from components.validate import validate
 from longtrail.errors import DatasetError
-from longtrail.files import atomic_file
+from longtrail.files import atomic_file, hash_path
 
 log = logging.getLogger("quality")
 
@@ -37,6 +38,15 @@ def prepare(name: str, board: Board, *, data: Path, work: Path) -> Path:
         validate(folder / "tables", params, folder / "validation")
         build_features(folder / "tables", folder / "validation", params, features)
     return features
+
+
+def features_digest(features: Path) -> str:
+    """12 hex digits of what models read of the features folder, the same wherever and whenever it is made alike. A cell keeps it."""
+    digest = hashlib.sha256()
+    files = [*features.glob("history/*/*.npy"), *features.glob("examples/*"), *features.glob("targets/*"), features / "catalogue.parquet"]
+    for file in sorted(files, key=lambda file: (file.name, file.parent.name)):
+        digest.update(f"{file.name} {hash_path(file)}".encode())  # without the folder: a segment of histories is called at random
+    return digest.hexdigest()[:12]
 
 
 def _params(board: Board, *, data: Path, folder: Path) -> dict[str, object]:

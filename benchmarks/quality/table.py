@@ -6,23 +6,25 @@ import numpy as np
 
 from benchmarks.quality.board import Board
 
-OTHERWISE = "†"  # trained with other settings than the board has now
+OTHERWISE = "†"  # trained with other settings than the board has now, or on other features than its baseline
 
 
 def summary(name: str, board: Board, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Model → {"seeds", "current", "metrics": {name: {"mean", "std"}}, "cpu_minutes", …}; models without a cell are left out.
 
-    Only cells trained alike are averaged: those of the board's settings, or, where there are none, those like the first seed's.
+    Only cells trained alike are averaged: those of the board's settings and the baseline's features, or, where there are none, those like the first
+    seed's.
     """
+    features = {c.get("features") for c in found if c["board"] == name and c["model"] == board.baseline} - {None}
     rows: dict[str, dict[str, Any]] = {}
     for model in board.models:
-        cells = _alike(board, [c for c in found if c["board"] == name and c["model"] == model])
+        cells = _alike(board, features, [c for c in found if c["board"] == name and c["model"] == model])
         if not cells:
             continue
         values = {m: np.array([c["metrics"][m] for c in cells]) for m in board.metrics if m in cells[0]["metrics"]}
         rows[model] = {
             "seeds": len(cells),
-            "current": board.is_current(cells[0]),
+            "current": _is_current(board, features, cells[0]),
             "metrics": {m: {"mean": float(v.mean()), "std": float(v.std(ddof=1)) if len(v) > 1 else None} for m, v in values.items()},
             "best_epochs": [c["best_epoch"] for c in cells],
             "epochs": [c["epochs"] for c in cells],
@@ -60,9 +62,14 @@ def markdown(board: Board, rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _alike(board: Board, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    current = [c for c in cells if board.is_current(c)]
-    return current or [c for c in cells if c["settings"] == cells[0]["settings"]]
+def _alike(board: Board, features: set[str], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    current = [c for c in cells if _is_current(board, features, c)]
+    return current or [c for c in cells if (c["settings"], c.get("features")) == (cells[0]["settings"], cells[0].get("features"))]
+
+
+def _is_current(board: Board, features: set[str], cell: dict[str, Any]) -> bool:
+    """Cells of before features were digested are believed."""
+    return board.is_current(cell) and ("features" not in cell or not features or cell["features"] in features)
 
 
 def _figure(value: dict[str, float | None] | None) -> str:

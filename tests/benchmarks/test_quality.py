@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.quality.board import Board, cells, load_boards
 from benchmarks.quality.picture import curves_by_length, save_picture
+from benchmarks.quality.prepare import features_digest
 from benchmarks.quality.record import read_cells, to_run, with_tables, write_results
 from benchmarks.quality.sampled import sampled_metrics
 from benchmarks.quality.table import OTHERWISE, markdown, summary
@@ -72,6 +73,28 @@ def test_cells_of_other_settings_are_never_averaged_with_the_boards_own_and_are_
     assert f"sasrec {OTHERWISE}" in markdown(board, rows)
 
 
+def test_a_cell_of_other_features_than_the_baselines_is_marked_and_not_averaged(board: Board) -> None:
+    cells = [a_cell(board, "markov", 0, 0.03, features="a"), a_cell(board, "sasrec", 0, 0.05, features="a"), a_cell(board, "sasrec", 1, 0.09)]
+    cells += [a_cell(board, "sasrec", 2, 0.01, features="b"), a_cell(board, "blossom", 0, 0.01, features="b")]
+    rows = summary("beauty-next-item", board, cells)
+    assert (rows["sasrec"]["seeds"], rows["sasrec"]["metrics"]["ndcg@10"]["mean"]) == (2, pytest.approx(0.07))
+    assert rows["sasrec"]["current"] and not rows["blossom"]["current"]
+
+
+def test_features_made_alike_have_one_digest_and_other_histories_another(tmp_path: Path) -> None:
+    def made(name: str, segment: str, items: list[int]) -> Path:
+        folder = tmp_path / name
+        for inner in ("examples", "targets", f"history/{segment}"):
+            (folder / inner).mkdir(parents=True)
+        np.save(folder / "history" / segment / "items.npy", np.array(items))
+        for file in ("catalogue.parquet", "examples/train.parquet", "targets/test.parquet"):
+            (folder / file).write_bytes(b"the same")
+        return folder
+
+    first = features_digest(made("first", "segment-1", [1, 2]))
+    assert first == features_digest(made("second", "segment-2", [1, 2])) != features_digest(made("third", "segment-1", [2, 1]))
+
+
 def test_a_cell_of_other_settings_is_run_again_and_gives_way_to_a_recorded_one(board: Board, tmp_path: Path) -> None:
     def keep(cell: dict[str, Any]) -> None:
         file = tmp_path / "cells" / "beauty-next-item" / f"{cell['model']}-{cell['seed']}.json"
@@ -107,7 +130,7 @@ def test_a_model_run_at_three_lengths_is_a_curve_and_one_of_other_settings_is_no
     older = {**board.models["sam_5000"].model_dump(mode="json"), "learning_rate": 0.5}
     found.append(a_cell(board, "sam_5000", 0, 0.0, metrics={"auc": 0.9}, settings=older) | of)
     rows = summary("long-memory-click", board, found)
-    assert curves_by_length(board, rows) == {"din": ["din_50", "din_200", "din_5000"]}
+    assert curves_by_length(board, values) == {"din": ["din_50", "din_200", "din_5000"]}
     save_picture(board, rows, tmp_path / "curves.svg")
     save_picture(board, rows, tmp_path / "again.svg")
     assert (tmp_path / "curves.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()

@@ -137,7 +137,7 @@ class LinearAttention(nn.Module):
     def read_events(self, query_BCD: Tensor, keys_BLD: Tensor, mask_BL: Tensor, layer: int) -> Tensor:
         """`read` of `state`, but for rounding: where `reads_directly` says so. Real places stand first. Once differentiable.
 
-        O(L · D · H · F + C · L · (H · F + D)) time a layer, of which the second part takes the place of adding up a state.
+        O(L · D · H · F + C · L · H · (F + D)) time a layer, of which the second part takes the place of adding up a state.
         """
         from longtrail.models.attention.linear_layer import KINDS, reads  # numba takes half a second, and small batches do without
 

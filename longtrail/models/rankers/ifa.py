@@ -6,7 +6,7 @@ The abstract's: all candidates go in at once; linear attention reads the whole h
 are modelled; the loss is consistent between training and serving. Nothing else is published: every formula here is a reconstruction.
 
     O = read(q, Σ over the history)      X = q + W_O O, X = X + FFN(LN X)      Y = X + Attention(LN X among candidates)
-    logit = head([q ; q * O ; X ; Y ; statistics])
+    logit = head([q ; q * O ; X ; Y ; newest actions ; statistics])
 
 Events are never changed by candidates, so the sums of all layers are one user state (attention/user_state.py) that serving may cache. On a CPU a
 batch's few candidates read its events without one: the same numbers but for rounding.
