@@ -15,8 +15,8 @@ from benchmarks.quality.board import Board
 from longtrail.files import atomic_file
 
 LENGTHS = 3  # a model has at least so many to be a curve
-SIZE = (7.0, 4.0)  # inches; a model of a ranked picture takes LINE of the height
-LINE = 0.24
+SIZE = (9.0, 3.6)  # inches, of two panels by length
+RANKED_WIDTH, LINE = 7.0, 0.24  # a model of a ranked picture takes a LINE of its height
 COLOURS = {  # the same on every board
     **{"sam": "#1b6ca8", "ifa": "#d95f02", "din": "#2a9d5c", "mean_pooling": "#999999"},
     **{"twin": "#7b4fa3", "eta": "#c2a0d8", "sim": "#e08fb0", "dien": "#8c6d31"},
@@ -46,46 +46,48 @@ def curves_by_length(board: Board, models: Iterable[str]) -> dict[str, list[str]
 
 
 def _by_length(board: Board, rows: Rows) -> Figure:
-    figure, axes = _figure(SIZE[1])
+    """The board's first two metrics side by side."""
     curves = curves_by_length(board, _current(rows))
     lengths = sorted({int(model.rsplit("_", 1)[1]) for models in curves.values() for model in models})
-    ends = {name: _mean(board, rows, models[-1]) for name, models in curves.items()}
-    for name in sorted(curves, key=lambda name: -ends[name]):
-        x = [int(model.rsplit("_", 1)[1]) for model in curves[name]]
-        y, spread = ([f(board, rows, model) for model in curves[name]] for f in (_mean, _spread))
-        axes.errorbar(x, y, yerr=spread, marker="o", markersize=4, capsize=2, color=COLOURS.get(name), label=name.replace("_", " "))
-    axes.set(xscale="log", xlabel="events of the history that are read", ylabel=board.metrics[0].upper())
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure = Figure(figsize=SIZE, layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, metric in zip(panels, board.metrics, strict=False):
+        for name in sorted(curves, key=lambda name: -_mean(rows, curves[name][-1], board.metrics[0])):
+            x = [int(model.rsplit("_", 1)[1]) for model in curves[name]]
+            y, spread = ([f(rows, model, metric) for model in curves[name]] for f in (_mean, _spread))
+            axes.errorbar(x, y, yerr=spread, marker="o", markersize=4, capsize=2, color=COLOURS.get(name), label=name.replace("_", " "))
+        axes.set(xscale="log", xlabel="events of the history that are read", ylabel=metric.upper())
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axes.xaxis.set_minor_locator(NullLocator())
+        _tidy(axes)
+    panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def _ranked(board: Board, rows: Rows) -> Figure:
     metric = board.metrics[0]
-    order = sorted(_current(rows), key=lambda model: _mean(board, rows, model))
-    figure, axes = _figure(1 + LINE * len(order))
+    order = sorted(_current(rows), key=lambda model: _mean(rows, model, metric))
+    figure = Figure(figsize=(RANKED_WIDTH, 1 + LINE * len(order)), layout="constrained")
+    axes = figure.subplots()
     y = list(range(len(order)))
     axes.errorbar(
-        [_mean(board, rows, m) for m in order], y, xerr=[_spread(board, rows, m) for m in order], fmt="o", capsize=2, color="#1b6ca8", label="here"
+        [_mean(rows, m, metric) for m in order], y, xerr=[_spread(rows, m, metric) for m in order], fmt="o", capsize=2, color="#1b6ca8", label="here"
     )
     papers = [(board.published[m][metric], i) for i, m in enumerate(order) if metric in board.published.get(m, {})]
     if papers:
         axes.plot(*zip(*papers, strict=True), "D", color="#d95f02", markerfacecolor="none", label="published")
         axes.legend(frameon=False, fontsize=8, loc="lower right")
     if board.baseline in order:
-        axes.axvline(_mean(board, rows, board.baseline), color="#999999", linestyle="--", linewidth=1)
+        axes.axvline(_mean(rows, board.baseline, metric), color="#999999", linestyle="--", linewidth=1)
     axes.set_yticks(y, [model.replace("_", " ") for model in order])
     axes.set(xlabel=metric.upper())
+    _tidy(axes)
     return figure
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(SIZE[0], height), layout="constrained")
-    axes = figure.subplots()
+def _tidy(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _current(rows: Rows) -> list[str]:
@@ -93,10 +95,10 @@ def _current(rows: Rows) -> list[str]:
     return [model for model, row in rows.items() if row["current"]]
 
 
-def _mean(board: Board, rows: Rows, model: str) -> float:
-    return float(rows[model]["metrics"][board.metrics[0]]["mean"])
+def _mean(rows: Rows, model: str, metric: str) -> float:
+    return float(rows[model]["metrics"][metric]["mean"])
 
 
-def _spread(board: Board, rows: Rows, model: str) -> float:
-    """Standard deviation over seeds; 0 of a single one, which draws no bar."""
-    return float(rows[model]["metrics"][board.metrics[0]]["std"] or 0)
+def _spread(rows: Rows, model: str, metric: str) -> float:
+    """Standard deviation over seeds; 0 of a single one."""
+    return float(rows[model]["metrics"][metric]["std"] or 0)

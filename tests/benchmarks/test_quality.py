@@ -126,9 +126,9 @@ def test_a_model_run_at_three_lengths_is_a_curve_and_one_of_other_settings_is_no
     board = load_boards(["long-memory-click"])["long-memory-click"]
     of = {"board": "long-memory-click"}
     values = {"din_5000": 0.8, "din_50": 0.6, "din_200": 0.7, "sam_50": 0.6, "sam_200": 0.7, "sam_random_200": 0.6, "click_rate": 0.5}
-    found = [a_cell(board, model, 0, 0.0, metrics={"auc": value}) | of for model, value in values.items()]
+    found = [a_cell(board, model, 0, 0.0, metrics={"auc": value, "gauc": value}) | of for model, value in values.items()]
     older = {**board.models["sam_5000"].model_dump(mode="json"), "learning_rate": 0.5}
-    found.append(a_cell(board, "sam_5000", 0, 0.0, metrics={"auc": 0.9}, settings=older) | of)
+    found.append(a_cell(board, "sam_5000", 0, 0.0, metrics={"auc": 0.9, "gauc": 0.9}, settings=older) | of)
     rows = summary("long-memory-click", board, found)
     assert curves_by_length(board, values) == {"din": ["din_50", "din_200", "din_5000"]}
     save_picture(board, rows, tmp_path / "curves.svg")
