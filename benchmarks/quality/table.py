@@ -15,7 +15,7 @@ def summary(name: str, board: Board, found: list[dict[str, Any]]) -> dict[str, d
     Only cells trained alike are averaged: those of the board's settings and the baseline's features, or, where there are none, those like the first
     seed's.
     """
-    features = {c.get("features") for c in found if c["board"] == name and c["model"] == board.baseline} - {None}
+    features = next((c["features"] for c in found if c["board"] == name and c["model"] == board.baseline and "features" in c), None)
     rows: dict[str, dict[str, Any]] = {}
     for model in board.models:
         cells = _alike(board, features, [c for c in found if c["board"] == name and c["model"] == model])
@@ -62,14 +62,14 @@ def markdown(board: Board, rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _alike(board: Board, features: set[str], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _alike(board: Board, features: str | None, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     current = [c for c in cells if _is_current(board, features, c)]
     return current or [c for c in cells if (c["settings"], c.get("features")) == (cells[0]["settings"], cells[0].get("features"))]
 
 
-def _is_current(board: Board, features: set[str], cell: dict[str, Any]) -> bool:
+def _is_current(board: Board, features: str | None, cell: dict[str, Any]) -> bool:
     """Cells of before features were digested are believed."""
-    return board.is_current(cell) and ("features" not in cell or not features or cell["features"] in features)
+    return board.is_current(cell) and (features is None or cell.get("features", features) == features)
 
 
 def _figure(value: dict[str, float | None] | None) -> str:
