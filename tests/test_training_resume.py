@@ -13,6 +13,7 @@ from longtrail.config import (
     DIENSettings,
     DINSettings,
     ETASettings,
+    FullAttentionSettings,
     GRU4RecSettings,
     IFASettings,
     MeanPoolingSettings,
@@ -28,6 +29,7 @@ from longtrail.examples import FeatureSet
 from longtrail.models.registry import MODELS
 from longtrail.training import Trained, train
 from longtrail.training.loop import EpochKeeper
+from tests.contracts.slots import ATTENTIONS, TABLES, slots_of
 from tests.toy import toy_features, toy_tables
 
 CPU = TrainingSettings(accelerator="cpu", threads=1, validation_targets_per_user=1, checkpoint_steps=1)
@@ -38,6 +40,7 @@ RECJPQ: dict[str, Any] = {"items": RecJPQItemsSettings(splits=2, codes=16)}
 ADDED: dict[str, Any] = {"items": RecJPQItemsSettings(splits=3, codes=16, composition="sum")}
 BLOSSOM: dict[str, Any] = {"window": 2, "block": 4, "stride": 4, "compression": 4, "selected": 1}
 FROZEN, TRAINED, COMPRESSED = ({"attention": BlossomSettings(**BLOSSOM, selector=name)} for name in ("frozen", "straight_through", "compressed"))  # type: ignore[arg-type]
+ROTARY: dict[str, Any] = {"attention": FullAttentionSettings(positions="rotary")}
 NETWORKS: dict[str, Any] = {
     "mean pooling": MeanPoolingSettings(**RANKER),
     "mean pooling recjpq added": MeanPoolingSettings(**RANKER, **ADDED),
@@ -61,7 +64,11 @@ NETWORKS: dict[str, Any] = {
     "sasrec recjpq added": SASRecSettings(**ENCODER, **ADDED, blocks=1),
     "sasrec blossom": SASRecSettings(**ENCODER, **COMPRESSED, blocks=1),
     "sasrec blossom recjpq": SASRecSettings(**ENCODER, **TRAINED, **RECJPQ, blocks=1),
+    "sasrec rotary": SASRecSettings(**ENCODER, **ROTARY, blocks=1),
+    "sasrec rotary recjpq": SASRecSettings(**ENCODER, **ROTARY, **RECJPQ, blocks=1),
     "bert4rec": BERT4RecSettings(**ENCODER, blocks=1),
+    "bert4rec rotary": BERT4RecSettings(**ENCODER, **ROTARY, blocks=1),
+    "bert4rec rotary recjpq": BERT4RecSettings(**ENCODER, **ROTARY, **ADDED, blocks=1),
     "bert4rec blossom": BERT4RecSettings(**ENCODER, **FROZEN, blocks=1),
     "bert4rec recjpq": BERT4RecSettings(**ENCODER, **RECJPQ, blocks=1),
     "bert4rec blossom recjpq": BERT4RecSettings(**ENCODER, **COMPRESSED, **RECJPQ, blocks=1),
@@ -119,11 +126,11 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
 
 def test_every_trained_kind_is_tried_with_all_that_may_stand_in_its_slots() -> None:
     """Kinds × tables of items × attentions; and what else of a slot trains otherwise: a selector, a composition, a search."""
-    tried = {(s.stage, s.kind, *((name, getattr(s, name).kind) for name in ("items", "attention") if hasattr(s, name))) for s in NETWORKS.values()}
+    tried = {(s.stage, s.kind, *slots_of(s)) for s in NETWORKS.values()}
     wanted = set()
     for stage, kind in set(MODELS) - {("retrieval", "popularity"), ("retrieval", "markov"), ("ranking", "popularity")}:  # which are counted
-        attentions = ("full", "blossom") if kind in ("sasrec", "bert4rec") else (None,)
-        for table, attention in itertools.product(("dense", "recjpq"), attentions):
+        attentions = ATTENTIONS if kind in ("sasrec", "bert4rec") else (None,)
+        for table, attention in itertools.product(TABLES, attentions):
             wanted.add((stage, kind, ("items", table), *([("attention", attention)] if attention else [])))
     assert tried == wanted
     slots = [slot for s in NETWORKS.values() for slot in (s.items, getattr(s, "attention", None), s)]

@@ -51,9 +51,12 @@ class WithItems(Settings):
 
 
 class FullAttentionSettings(Settings):
-    """Every event looks at every earlier one."""
+    """Every event looks at every earlier one, or, in a bidirectional encoder, at every other."""
 
     kind: Literal["full"] = "full"
+    positions: Literal["learned", "rotary"] = Field(
+        "learned", description="learned: a table of max_history vectors (the encoders' papers); rotary: RoPE in each layer, as in blossom"
+    )
 
 
 class BlossomSettings(Settings):

@@ -17,6 +17,7 @@ from longtrail.config import (
     DIENSettings,
     DINSettings,
     ETASettings,
+    FullAttentionSettings,
     GRU4RecSettings,
     IFASettings,
     MarkovSettings,
@@ -36,12 +37,14 @@ from longtrail.models.masks import padding_mask
 from longtrail.models.registry import MODELS, build_model
 from tests.contracts import rankers, retrievers, saving
 from tests.contracts.batches import SIZES, make_history, make_request
+from tests.contracts.slots import ATTENTIONS, TABLES, slots_of
 
 RECJPQ: dict[str, Any] = {"items": RecJPQItemsSettings(splits=2, codes=16)}
 ADDED: dict[str, Any] = {"items": RecJPQItemsSettings(splits=3, codes=16, composition="sum")}
 SMALL: dict[str, Any] = {"width": 4, "hidden": (12, 8), "max_history": 12}
 FEW: dict[str, Any] = {"top_k": 3, "heads": 2}
 BLOSSOM: dict[str, Any] = {"window": 2, "block": 2, "stride": 2, "compression": 3, "selected": 1}  # sparse within a few events
+ROTARY = FullAttentionSettings(positions="rotary")
 RANKERS: dict[str, Any] = {
     "din linear": DINSettings(**SMALL, attention_hidden=(6,)),
     "din sigmoid": DINSettings(**SMALL, attention_hidden=(6,), attention_weights="sigmoid"),
@@ -83,10 +86,14 @@ RETRIEVERS: dict[str, Any] = {
     "sasrec recjpq added": SASRecSettings(width=8, blocks=2, heads=2, max_history=20, **ADDED),
     "sasrec blossom": SASRecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM)),
     "sasrec blossom recjpq": SASRecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM, selector="straight_through"), **RECJPQ),
+    "sasrec rotary": SASRecSettings(width=8, blocks=1, heads=2, max_history=20, attention=ROTARY),
+    "sasrec rotary recjpq": SASRecSettings(width=8, blocks=2, heads=4, max_history=20, attention=ROTARY, **ADDED),
     "bert4rec": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20),
     "bert4rec recjpq": BERT4RecSettings(width=8, blocks=1, heads=1, max_history=20, max_masked=2, mask_share=1.0, **RECJPQ),
     "bert4rec blossom": BERT4RecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM, selector="compressed")),
     "bert4rec blossom recjpq": BERT4RecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**{**BLOSSOM, "selected": 4}), **RECJPQ),
+    "bert4rec rotary": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20, attention=ROTARY),
+    "bert4rec rotary recjpq": BERT4RecSettings(width=8, blocks=1, heads=1, max_history=20, attention=ROTARY, **RECJPQ),
     "gru4rec": GRU4RecSettings(width=8),
     "gru4rec recjpq": GRU4RecSettings(width=8, layers=2, **RECJPQ),
 }
@@ -183,10 +190,9 @@ def test_every_kind_of_the_registry_is_held_to_the_contracts() -> None:
     """Every kind, with every item table it can have and every attention it can have."""
     tried, wanted = set(), set()
     for settings in (RANKERS | RETRIEVERS | COUNTED).values():
-        slots = [(name, getattr(settings, name).kind) for name in ("items", "attention") if hasattr(settings, name)]
-        tried.add((settings.stage, settings.kind, *slots))
-        tables = ("dense", "recjpq") if hasattr(settings, "items") else (None,)
-        attentions = ("full", "blossom") if hasattr(settings, "attention") else (None,)
+        tried.add((settings.stage, settings.kind, *slots_of(settings)))
+        tables = TABLES if hasattr(settings, "items") else (None,)
+        attentions = ATTENTIONS if hasattr(settings, "attention") else (None,)
         for table, attention in itertools.product(tables, attentions):
             wanted.add((settings.stage, settings.kind, *((n, k) for n, k in (("items", table), ("attention", attention)) if k)))
     assert tried == wanted

@@ -20,10 +20,15 @@ class SelfAttention(Protocol):
 def make_attention(settings: AttentionSettings, width: int, heads: int, *, causal: bool) -> nn.Module:
     """A SelfAttention with fresh weights. Raises ValueError where the head counts do not divide the width."""
     if isinstance(settings, FullAttentionSettings):
-        return FullAttention(width, heads, causal=causal)
+        return FullAttention(width, heads, causal=causal, rotary=knows_order(settings))
     return BlossomAttention(settings, width, heads, causal=causal)
 
 
 def knows_order(settings: AttentionSettings) -> bool:
-    """Whether the attention itself tells places apart (RoPE): its encoder then has no position table, and no bound on the history."""
-    return settings.kind == "blossom"
+    """Whether the attention itself tells places apart (RoPE): its encoder then has no position table."""
+    return settings.kind == "blossom" or settings.positions == "rotary"
+
+
+def reach_of(settings: AttentionSettings, max_history: int) -> int | None:
+    """Events that an encoder reads of a history, None for all: full attention over a whole history would cost its square."""
+    return None if settings.kind == "blossom" else max_history

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from longtrail.config import BERT4RecSettings
-from longtrail.models.attention.factory import knows_order, make_attention
+from longtrail.models.attention.factory import knows_order, make_attention, reach_of
 from longtrail.models.contracts import History, Pairs, Sizes
 from longtrail.models.dropout import Dropout
 from longtrail.models.encoders.transformer import Block
@@ -39,8 +39,8 @@ class BERT4Rec(nn.Module):
         self.settings = settings
         width, dropout = settings.width, settings.dropout
         self.items = make_items(settings.items, sizes.items, width, std=0.02)
-        self.reach = None if knows_order(settings.attention) else settings.max_history
-        self.positions = None if self.reach is None else nn.Parameter(torch.randn(self.reach, width) * 0.02)
+        self.reach = reach_of(settings.attention, settings.max_history)
+        self.positions = None if knows_order(settings.attention) else nn.Parameter(torch.randn(settings.max_history, width) * 0.02)
         self.mask = nn.Parameter(torch.randn(width) * 0.02 * width**0.5)
         self.dropout = Dropout(dropout)
         attentions = [make_attention(settings.attention, width, settings.heads, causal=False) for _ in range(settings.blocks)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from longtrail.config import SASRecSettings
-from longtrail.models.attention.factory import knows_order, make_attention
+from longtrail.models.attention.factory import knows_order, make_attention, reach_of
 from longtrail.models.contracts import History, Sizes
 from longtrail.models.dropout import Dropout
 from longtrail.models.encoders.causal import CausalEncoder
@@ -34,8 +34,8 @@ class SASRec(CausalEncoder):
         self.settings = settings
         width, dropout = settings.width, settings.dropout
         self.items = make_items(settings.items, sizes.items, width, std=0.02)
-        self.reach = None if knows_order(settings.attention) else settings.max_history
-        self.positions = None if self.reach is None else nn.Parameter(torch.randn(self.reach, width) * 0.02)
+        self.reach = reach_of(settings.attention, settings.max_history)
+        self.positions = None if knows_order(settings.attention) else nn.Parameter(torch.randn(settings.max_history, width) * 0.02)
         self.start = nn.Parameter(torch.zeros(width))
         self.dropout = Dropout(dropout)
         attentions = [make_attention(settings.attention, width, settings.heads, causal=True) for _ in range(settings.blocks)]

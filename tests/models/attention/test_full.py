@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtrail.config import FullAttentionSettings
-from longtrail.models.attention.factory import knows_order, make_attention
+from longtrail.config import BlossomSettings, FullAttentionSettings
+from longtrail.models.attention.factory import knows_order, make_attention, reach_of
 from longtrail.models.attention.full import FullAttention
 from tests.contracts.largest import Largest
 
@@ -17,6 +17,8 @@ def slow_attention(layer: FullAttention, x_LD: Tensor, length: int) -> Tensor:
     D = x_LD.shape[1]
     d = D // layer.heads
     q, k, v = (x_LD @ layer.inputs.weight.T + layer.inputs.bias).split(D, dim=-1)
+    if layer.rotary:
+        q, k = (torch.cat([slow_rotation(part, d) for part in rows.split(d, dim=-1)], dim=-1) for rows in (q, k))
     mixed = torch.zeros_like(x_LD[:length])
     for h in range(layer.heads):
         part = slice(h * d, (h + 1) * d)
@@ -27,11 +29,22 @@ def slow_attention(layer: FullAttention, x_LD: Tensor, length: int) -> Tensor:
     return mixed @ layer.output.weight.T + layer.output.bias
 
 
+def slow_rotation(x_Ld: Tensor, d: int) -> Tensor:
+    """Pair j of place t turned by t · 10000^(-2j / d), sines and cosines one by one."""
+    turned = torch.empty_like(x_Ld)
+    for t in range(len(x_Ld)):
+        for j in range(d // 2):
+            angle, (a, b) = t * 10_000 ** (-2 * j / d), x_Ld[t, 2 * j : 2 * j + 2].tolist()
+            turned[t, 2 * j], turned[t, 2 * j + 1] = a * math.cos(angle) - b * math.sin(angle), a * math.sin(angle) + b * math.cos(angle)
+    return turned
+
+
+@pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("places", "heads"), [(1, 1), (7, 2), (19, 4)])
-def test_attention_equals_the_slow_twin(places: int, heads: int, causal: bool) -> None:
+def test_attention_equals_the_slow_twin(places: int, heads: int, causal: bool, rotary: bool) -> None:
     torch.manual_seed(0)
-    layer = FullAttention(8, heads, causal=causal).double()
+    layer = FullAttention(8, heads, causal=causal, rotary=rotary).double()
     lengths = [places, 0, 1, places // 2]
     x_BLD = torch.randn(4, places, 8, dtype=torch.float64)
     with torch.no_grad():
@@ -68,7 +81,29 @@ def test_no_square_of_the_length_is_made(causal: bool) -> None:
     assert largest.elements <= 2 * 1024 * 8 * 3
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_halves_are_turned_too(causal: bool) -> None:
+    torch.manual_seed(0)
+    layer = FullAttention(8, 2, causal=causal, rotary=True)
+    x_BLD, lengths_B = torch.randn(2, 9, 8), torch.tensor([4, 9])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mixed_BLD = layer(x_BLD, lengths_B)
+    assert mixed_BLD.dtype == torch.bfloat16
+    with torch.no_grad():
+        torch.testing.assert_close(mixed_BLD.float(), layer(x_BLD, lengths_B), rtol=0.05, atol=0.05)
+
+
+def test_heads_of_odd_width_cannot_be_turned() -> None:
+    with pytest.raises(ValueError, match="width 6 divided by heads 2 is not an even number"):
+        FullAttention(6, 2, rotary=True)
+    FullAttention(6, 2)
+
+
 def test_made_from_settings() -> None:
     layer = make_attention(FullAttentionSettings(), 8, 2, causal=False)
     assert isinstance(layer, FullAttention) and not layer.causal and layer.heads == 2
-    assert not knows_order(FullAttentionSettings())
+    assert not layer.rotary and not knows_order(FullAttentionSettings())
+    rotary = FullAttentionSettings(positions="rotary")
+    turning = make_attention(rotary, 8, 2, causal=True)
+    assert isinstance(turning, FullAttention) and turning.causal and turning.rotary and knows_order(rotary)
+    assert reach_of(rotary, 7) == reach_of(FullAttentionSettings(), 7) == 7 and reach_of(BlossomSettings(), 7) is None

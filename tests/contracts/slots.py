@@ -1,0 +1,12 @@
+"""What may stand in the slots of a model."""
+
+from typing import Any
+
+TABLES = ("dense", "recjpq")
+ATTENTIONS = ("full", "full rotary", "blossom")
+
+
+def slots_of(settings: Any) -> tuple[tuple[str, str], ...]:
+    """(slot, what fills it) of each slot that the model has; full attention with rotary positions is one of its own."""
+    filled = ((name, getattr(settings, name)) for name in ("items", "attention") if hasattr(settings, name))
+    return tuple((name, f"{slot.kind} rotary" if getattr(slot, "positions", "") == "rotary" else slot.kind) for name, slot in filled)
