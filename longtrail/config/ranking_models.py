@@ -25,7 +25,7 @@ class RankerSettings(WithItems):
     hidden: tuple[Positive, ...] = (200, 80)
     dropout: Rate = 0.0
     max_history: Positive = 200
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     weight_average: MeanDecay = 0.99  # a pass over a large log is a few thousand steps, and the newest hundred already calm it
     batch_size: Positive = Field(256, description="requests per step")
