@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from longtrail.config import BERT4RecSettings, RecJPQItemsSettings
+from longtrail.config import BERT4RecSettings, FullAttentionSettings, RecJPQItemsSettings
 from longtrail.models.encoders.bert4rec import BERT4Rec, draw_masked, window_events
 from tests.contracts.batches import SIZES, make_history, make_windows, rows
 
@@ -60,8 +60,9 @@ def test_a_window_longer_than_the_positions_loses_its_oldest_events() -> None:
     assert torch.equal(model.training_pairs(older).states_TD, pairs.states_TD)
 
 
-def test_only_the_newest_events_are_read_and_the_mask_takes_a_place() -> None:
-    model = make_bert4rec(max_history=5).double().eval()
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_only_the_newest_events_are_read_and_the_mask_takes_a_place(positions: str) -> None:
+    model = make_bert4rec(max_history=5, attention={"kind": "full", "positions": positions}).double().eval()
     history = make_history(4, (12, 7, 4, 3, 0))
     with torch.no_grad():
         user_BD = model.user_vectors(history)
@@ -71,13 +72,17 @@ def test_only_the_newest_events_are_read_and_the_mask_takes_a_place() -> None:
             cut = {name: getattr(alone, name)[:, kept] for name in ("items_BL", "categories_BL", "actions_BL", "times_BL")}
             alone = replace(alone, **cut, lengths_B=torch.tensor([min(4, n)]))
             torch.testing.assert_close(user_BD[b : b + 1], model.user_vectors(alone), rtol=0, atol=1e-12)
+
+
+def test_more_events_than_learned_positions_are_refused() -> None:
+    model = make_bert4rec(max_history=5, attention=FullAttentionSettings())
     with pytest.raises(ValueError, match="a history of 6 events, masks included; expected at most max_history = 5"):
         model.states(torch.ones(1, 6, dtype=torch.int64), torch.tensor([6]), torch.ones(1, 6, dtype=torch.bool))
 
 
 def test_positions_count_from_the_newest_event() -> None:
     """With the item vectors at zero only positions differ: the mask's is the first row, the oldest event's that of its distance."""
-    model = make_bert4rec().eval()
+    model = make_bert4rec(attention=FullAttentionSettings()).eval()
     with torch.no_grad():
         model.items.table.zero_()
         history = make_history(4, (6, 2))

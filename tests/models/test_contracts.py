@@ -88,8 +88,10 @@ RETRIEVERS: dict[str, Any] = {
     "sasrec blossom recjpq": SASRecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM, selector="straight_through"), **RECJPQ),
     "sasrec rotary": SASRecSettings(width=8, blocks=1, heads=2, max_history=20, attention=ROTARY),
     "sasrec rotary recjpq": SASRecSettings(width=8, blocks=2, heads=4, max_history=20, attention=ROTARY, **ADDED),
-    "bert4rec": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20),
-    "bert4rec recjpq": BERT4RecSettings(width=8, blocks=1, heads=1, max_history=20, max_masked=2, mask_share=1.0, **RECJPQ),
+    "bert4rec": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20, attention=FullAttentionSettings()),
+    "bert4rec recjpq": BERT4RecSettings(
+        width=8, blocks=1, heads=1, max_history=20, max_masked=2, mask_share=1.0, attention=FullAttentionSettings(), **RECJPQ
+    ),
     "bert4rec blossom": BERT4RecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM, selector="compressed")),
     "bert4rec blossom recjpq": BERT4RecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**{**BLOSSOM, "selected": 4}), **RECJPQ),
     "bert4rec rotary": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20, attention=ROTARY),

@@ -2,15 +2,16 @@
 
 B users, L history, D width, N items, K most masked places of a window.
 
-    x = sqrt(D) · item + position, or mask + position      per block: x = x + A(LN x) ; x = x + FFN(LN x)      state = LN x
+    x = sqrt(D) · item, or mask      per block: x = x + A(LN x) ; x = x + FFN(LN x)      state = LN x      learned positions are added to x
     training: the state of a masked place names the event that stood there      serving: the newest events, then a masked place: its state is the user
 
-The paper's: bidirectional blocks, a GELU FFN of width 4D, cloze training. As in the code of RecJPQ: n = min(20, max(1, round(0.2 · length))) places
-are masked without replacement, always by the mask, and scores are inner products with the item slot, without a bias. Ours: length counts a window's
-targets alone (a long history's windows repeat older events as context), a learned mask vector of its own in place of an id (which under RecJPQ would
-share its pieces with items), padding that nothing looks at, items times sqrt(D) as in SASRec, where those codes normalise the sum of item and
-position by a LayerNorm and dropout it, pre-norm blocks, and positions counted from the newest event back, so that the place serving asks about is
-always position 0 (those codes pad at the left, to the same effect).
+The paper's: bidirectional blocks, a GELU FFN of width 4D, cloze training, learned positions. As in the code of RecJPQ: n = min(20, max(1, round(0.2 ·
+length))) places are masked without replacement, always by the mask, and scores are inner products with the item slot, without a bias. Ours: length
+counts a window's targets alone (a long history's windows repeat older events as context), a learned mask vector of its own in place of an id (which
+under RecJPQ would share its pieces with items), padding that nothing looks at, items times sqrt(D) as in SASRec, where those codes normalise the sum
+of item and position by a LayerNorm and dropout it, pre-norm blocks, learned positions counted from the newest event back, so that the place serving
+asks about is always position 0 (those codes pad at the left, to the same effect), and, by default, rotary positions in their stead: a masked place
+has nothing but its position to ask by, and learned ones take ten times the epochs to tell what is near (docs/experiments/bert4rec-positions.md).
 """
 
 from typing import TYPE_CHECKING, cast
