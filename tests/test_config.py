@@ -73,7 +73,6 @@ def test_what_is_wrong_is_named(path: str, value: Any, message: str) -> None:
 
 
 SASREC, SAM, IFA = ({"stage": stage, "kind": kind} for stage, kind in (("retrieval", "sasrec"), ("ranking", "sam"), ("ranking", "ifa")))
-FULL: dict[str, Any] = {"kind": "full"}
 BLOSSOM: dict[str, Any] = {"kind": "blossom"}
 
 
@@ -82,7 +81,7 @@ BLOSSOM: dict[str, Any] = {"kind": "blossom"}
     [
         (SASREC | {"attention": BLOSSOM | {"kv_heads": 3}}, "heads is 2, attention.kv_heads is 3; expected kv_heads that divide the heads"),
         (SASREC | {"attention": BLOSSOM, "width": 30}, "width is 30, heads is 2; expected heads of an even width"),
-        (SASREC | {"attention": FULL | {"positions": "rotary"}, "width": 30}, "is 30, heads is 2; expected heads of an even width: rotary"),
+        (SASREC | {"width": 30}, "width is 30, heads is 2; expected heads of an even width: rotary positions turn pairs"),
         (SASREC | {"width": 30, "heads": 4}, "width is 30, heads is 4; expected a width that the heads divide"),
         (SASREC | {"negatives": 7}, "negatives is 7, which changes nothing with loss: softmax"),
         (SASREC | {"loss": "bce", "gbce_t": 0.1}, "gbce_t is 0.1, which changes nothing with loss: bce"),

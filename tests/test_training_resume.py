@@ -40,7 +40,7 @@ RECJPQ: dict[str, Any] = {"items": RecJPQItemsSettings(splits=2, codes=16)}
 ADDED: dict[str, Any] = {"items": RecJPQItemsSettings(splits=3, codes=16, composition="sum")}
 BLOSSOM: dict[str, Any] = {"window": 2, "block": 4, "stride": 4, "compression": 4, "selected": 1}
 FROZEN, TRAINED, COMPRESSED = ({"attention": BlossomSettings(**BLOSSOM, selector=name)} for name in ("frozen", "straight_through", "compressed"))  # type: ignore[arg-type]
-LEARNED, ROTARY = ({"attention": FullAttentionSettings(positions=name)} for name in ("learned", "rotary"))  # type: ignore[arg-type]
+LEARNED: dict[str, Any] = {"attention": FullAttentionSettings(positions="learned")}
 NETWORKS: dict[str, Any] = {
     "mean pooling": MeanPoolingSettings(**RANKER),
     "mean pooling recjpq added": MeanPoolingSettings(**RANKER, **ADDED),
@@ -64,13 +64,13 @@ NETWORKS: dict[str, Any] = {
     "sasrec recjpq added": SASRecSettings(**ENCODER, **ADDED, blocks=1),
     "sasrec blossom": SASRecSettings(**ENCODER, **COMPRESSED, blocks=1),
     "sasrec blossom recjpq": SASRecSettings(**ENCODER, **TRAINED, **RECJPQ, blocks=1),
-    "sasrec rotary": SASRecSettings(**ENCODER, **ROTARY, blocks=1),
-    "sasrec rotary recjpq": SASRecSettings(**ENCODER, **ROTARY, **RECJPQ, blocks=1),
-    "bert4rec": BERT4RecSettings(**ENCODER, **LEARNED, blocks=1),
-    "bert4rec rotary": BERT4RecSettings(**ENCODER, **ROTARY, blocks=1),
-    "bert4rec rotary recjpq": BERT4RecSettings(**ENCODER, **ROTARY, **ADDED, blocks=1),
+    "sasrec learned": SASRecSettings(**ENCODER, **LEARNED, blocks=1),
+    "sasrec learned recjpq": SASRecSettings(**ENCODER, **LEARNED, **RECJPQ, blocks=1),
+    "bert4rec": BERT4RecSettings(**ENCODER, blocks=1),
+    "bert4rec learned": BERT4RecSettings(**ENCODER, **LEARNED, blocks=1),
+    "bert4rec learned recjpq": BERT4RecSettings(**ENCODER, **LEARNED, **ADDED, blocks=1),
     "bert4rec blossom": BERT4RecSettings(**ENCODER, **FROZEN, blocks=1),
-    "bert4rec recjpq": BERT4RecSettings(**ENCODER, **LEARNED, **RECJPQ, blocks=1),
+    "bert4rec recjpq": BERT4RecSettings(**ENCODER, **RECJPQ, blocks=1),
     "bert4rec blossom recjpq": BERT4RecSettings(**ENCODER, **COMPRESSED, **RECJPQ, blocks=1),
     "gru4rec": GRU4RecSettings(**ENCODER),
     "gru4rec recjpq": GRU4RecSettings(**ENCODER, **RECJPQ),

@@ -81,7 +81,6 @@ class BERT4RecSettings(TransformerSettings):
     """Bidirectional encoder trained by filling in masked events (Sun et al., CIKM 2019)."""
 
     kind: Literal["bert4rec"] = "bert4rec"
-    attention: AttentionSettings = FullAttentionSettings(positions="rotary")  # the paper's learned ones take ten times the epochs
     max_history: Annotated[int, Field(ge=2, description="events read and the mask after them")] = 200
     mask_share: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="share of a window's events that are masked, at least one")
     max_masked: Positive = Field(20, description="most events masked in a window")

@@ -54,8 +54,8 @@ class FullAttentionSettings(Settings):
     """Every event looks at every earlier one, or, in a bidirectional encoder, at every other."""
 
     kind: Literal["full"] = "full"
-    positions: Literal["learned", "rotary"] = Field(
-        "learned", description="learned: a table of max_history vectors (the encoders' papers); rotary: RoPE in each layer, as in blossom"
+    positions: Literal["rotary", "learned"] = Field(
+        "rotary", description="rotary: RoPE in each layer, as in blossom; learned: a table of max_history vectors (the encoders' papers)"
     )
 
 

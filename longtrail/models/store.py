@@ -119,7 +119,7 @@ def _card(path: Path) -> tuple[ModelCard, dict[str, Any]]:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ModelError(f"{path}: format {document.get('format') if isinstance(document, dict) else None!r}; expected {FORMAT}")
     try:
-        settings = _SETTINGS.validate_python(document["settings"])
+        settings = _SETTINGS.validate_python(_of_today(document["settings"]))
         sizes = Sizes(**document["sizes"])
         card = ModelCard(
             name=str(document["name"]),
@@ -136,6 +136,14 @@ def _card(path: Path) -> tuple[ModelCard, dict[str, Any]]:
         raise ModelError(f"{path}: no field {error}") from None
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: {error}") from None
+
+
+def _of_today(settings: Any) -> Any:
+    """Settings of a card, with the words for what went without saying when it was written: full attention had learned positions alone."""
+    attention = settings.get("attention") if isinstance(settings, dict) else None
+    if isinstance(attention, dict) and attention.get("kind") == "full":
+        return {**settings, "attention": {"positions": "learned", **attention}}
+    return settings
 
 
 def _tensors(path: Path, expected: dict[str, Any]) -> dict[str, Tensor]:

@@ -75,14 +75,14 @@ def test_only_the_newest_events_are_read_and_the_mask_takes_a_place(positions: s
 
 
 def test_more_events_than_learned_positions_are_refused() -> None:
-    model = make_bert4rec(max_history=5, attention=FullAttentionSettings())
+    model = make_bert4rec(max_history=5, attention=FullAttentionSettings(positions="learned"))
     with pytest.raises(ValueError, match="a history of 6 events, masks included; expected at most max_history = 5"):
         model.states(torch.ones(1, 6, dtype=torch.int64), torch.tensor([6]), torch.ones(1, 6, dtype=torch.bool))
 
 
 def test_positions_count_from_the_newest_event() -> None:
     """With the item vectors at zero only positions differ: the mask's is the first row, the oldest event's that of its distance."""
-    model = make_bert4rec(attention=FullAttentionSettings()).eval()
+    model = make_bert4rec(attention=FullAttentionSettings(positions="learned")).eval()
     with torch.no_grad():
         model.items.table.zero_()
         history = make_history(4, (6, 2))

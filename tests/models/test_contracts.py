@@ -44,7 +44,7 @@ ADDED: dict[str, Any] = {"items": RecJPQItemsSettings(splits=3, codes=16, compos
 SMALL: dict[str, Any] = {"width": 4, "hidden": (12, 8), "max_history": 12}
 FEW: dict[str, Any] = {"top_k": 3, "heads": 2}
 BLOSSOM: dict[str, Any] = {"window": 2, "block": 2, "stride": 2, "compression": 3, "selected": 1}  # sparse within a few events
-ROTARY = FullAttentionSettings(positions="rotary")
+LEARNED: dict[str, Any] = {"attention": FullAttentionSettings(positions="learned")}
 RANKERS: dict[str, Any] = {
     "din linear": DINSettings(**SMALL, attention_hidden=(6,)),
     "din sigmoid": DINSettings(**SMALL, attention_hidden=(6,), attention_weights="sigmoid"),
@@ -86,16 +86,14 @@ RETRIEVERS: dict[str, Any] = {
     "sasrec recjpq added": SASRecSettings(width=8, blocks=2, heads=2, max_history=20, **ADDED),
     "sasrec blossom": SASRecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM)),
     "sasrec blossom recjpq": SASRecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM, selector="straight_through"), **RECJPQ),
-    "sasrec rotary": SASRecSettings(width=8, blocks=1, heads=2, max_history=20, attention=ROTARY),
-    "sasrec rotary recjpq": SASRecSettings(width=8, blocks=2, heads=4, max_history=20, attention=ROTARY, **ADDED),
-    "bert4rec": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20, attention=FullAttentionSettings()),
-    "bert4rec recjpq": BERT4RecSettings(
-        width=8, blocks=1, heads=1, max_history=20, max_masked=2, mask_share=1.0, attention=FullAttentionSettings(), **RECJPQ
-    ),
+    "sasrec learned": SASRecSettings(width=8, blocks=1, heads=2, max_history=20, **LEARNED),
+    "sasrec learned recjpq": SASRecSettings(width=8, blocks=2, heads=4, max_history=20, **LEARNED, **ADDED),
+    "bert4rec": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20),
+    "bert4rec recjpq": BERT4RecSettings(width=8, blocks=1, heads=1, max_history=20, max_masked=2, mask_share=1.0, **RECJPQ),
     "bert4rec blossom": BERT4RecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**BLOSSOM, selector="compressed")),
     "bert4rec blossom recjpq": BERT4RecSettings(width=8, blocks=1, heads=2, attention=BlossomSettings(**{**BLOSSOM, "selected": 4}), **RECJPQ),
-    "bert4rec rotary": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20, attention=ROTARY),
-    "bert4rec rotary recjpq": BERT4RecSettings(width=8, blocks=1, heads=1, max_history=20, attention=ROTARY, **RECJPQ),
+    "bert4rec learned": BERT4RecSettings(width=8, blocks=2, heads=2, max_history=20, **LEARNED),
+    "bert4rec learned recjpq": BERT4RecSettings(width=8, blocks=1, heads=1, max_history=20, **LEARNED, **RECJPQ),
     "gru4rec": GRU4RecSettings(width=8),
     "gru4rec recjpq": GRU4RecSettings(width=8, layers=2, **RECJPQ),
 }

@@ -1,14 +1,11 @@
-"""SASRec: its attention against a slow twin with an explicit mask, its memory, its positions, its start."""
+"""SASRec: its memory, its positions, its start."""
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
-from longtrail.config import SASRecSettings
-from longtrail.models.attention.full import FullAttention
+from longtrail.config import FullAttentionSettings, SASRecSettings
 from longtrail.models.contracts import History, Sizes
 from longtrail.models.encoders.sasrec import SASRec
 from longtrail.models.order import newest
@@ -21,36 +18,6 @@ def make_sasrec(**changes: object) -> SASRec:
     return SASRec(SASRecSettings(**({"width": 8, "heads": 2, "max_history": 20} | changes)), SIZES)
 
 
-def slow_attention(layer: FullAttention, x_LD: Tensor) -> Tensor:
-    """Head by head and place by place: place i mixes the values of places 0..i."""
-    L, D = x_LD.shape
-    d = D // layer.heads
-    q, k, v = (x_LD @ layer.inputs.weight.T + layer.inputs.bias).split(D, dim=-1)
-    mixed = torch.zeros_like(x_LD)
-    for h in range(layer.heads):
-        part = slice(h * d, (h + 1) * d)
-        for i in range(L):
-            weights = torch.softmax(k[: i + 1, part] @ q[i, part] / math.sqrt(d), dim=0)
-            mixed[i, part] = weights @ v[: i + 1, part]
-    return mixed @ layer.output.weight.T + layer.output.bias
-
-
-@pytest.mark.parametrize(("length", "heads"), [(1, 1), (2, 4), (7, 2), (33, 1)])
-def test_attention_equals_the_slow_twin(length: int, heads: int) -> None:
-    torch.manual_seed(0)
-    layer = FullAttention(8, heads).double()
-    x_BLD = torch.randn(3, length, 8, dtype=torch.float64)
-    with torch.no_grad():
-        fast_BLD = layer(x_BLD, torch.full((3,), length))
-        for x_LD, fast_LD in zip(x_BLD, fast_BLD, strict=True):
-            torch.testing.assert_close(fast_LD, slow_attention(layer, x_LD), rtol=0, atol=1e-12)
-
-
-def test_width_must_be_divisible_by_heads() -> None:
-    with pytest.raises(ValueError, match="width 8 is not divisible by heads 3"):
-        FullAttention(8, 3)
-
-
 def test_no_square_of_the_length_is_made() -> None:
     """Forward and backward at L = 1,024, D = 8: the largest tensor is the fused projection or the FFN's, linear in L."""
     settings = SASRecSettings(width=8, heads=1, blocks=1, max_history=1024, dropout=0.1)
@@ -60,9 +27,10 @@ def test_no_square_of_the_length_is_made() -> None:
     assert largest.elements <= 1024 * 8 * 4 < 1024 * 1024
 
 
-def test_only_the_newest_events_are_read() -> None:
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_only_the_newest_events_are_read(positions: str) -> None:
     """Longer than max_history: as if the older ones were not there, for each user by their own length."""
-    model = make_sasrec(max_history=5).double().eval()
+    model = make_sasrec(max_history=5, attention={"kind": "full", "positions": positions}).double().eval()
     history = make_history(4, (12, 7, 3, 0))
     with torch.no_grad():
         user_BD = model.user_vectors(history)
@@ -76,8 +44,12 @@ def test_only_the_newest_events_are_read() -> None:
                 lengths_B=torch.tensor([min(5, n)]),
             )
             torch.testing.assert_close(user_BD[b : b + 1], model.user_vectors(alone), rtol=0, atol=1e-12)
+
+
+def test_more_events_than_learned_positions_are_refused() -> None:
+    model = make_sasrec(max_history=5, attention=FullAttentionSettings(positions="learned"))
     with pytest.raises(ValueError, match="a history of 12 events; expected at most max_history = 5"):
-        model.states(history)
+        model.states(make_history(4, (12, 7, 3, 0)))
 
 
 def test_newest_keeps_all_fields_in_step() -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from longtrail.config import DINSettings, PopularityRankerSettings
+from longtrail.config import DINSettings, FullAttentionSettings, PopularityRankerSettings, SASRecSettings
 from longtrail.errors import ModelError
 from longtrail.files import hash_path
 from longtrail.models.contracts import Sizes
@@ -113,6 +113,18 @@ def test_card_with_a_setting_of_the_future(folder: Path) -> None:
     edit(folder / CARD, settings=SETTINGS.model_dump(mode="json") | {"telepathy": True})
     with pytest.raises(ModelError, match=r"model\.json: settings\.ranking\.din\.telepathy"):
         load_model(folder)
+
+
+def test_a_card_of_before_positions_could_be_chosen_has_learned_ones(tmp_path: Path) -> None:
+    settings = SASRecSettings(width=8, attention=FullAttentionSettings(positions="learned"))
+    module = build_model(settings, SIZES)
+    save_model(tmp_path, module, card_of(settings, "sasrec"), {})
+    older = settings.model_dump(mode="json")
+    del older["attention"]["positions"]
+    edit(tmp_path / CARD, settings=older)
+    loaded = load_model(tmp_path)
+    assert loaded.card.settings == settings
+    assert torch.equal(loaded.module.positions, module.positions)
 
 
 def test_card_with_other_sizes(folder: Path) -> None:

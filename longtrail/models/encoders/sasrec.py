@@ -2,12 +2,12 @@
 
 B users, L history, D width, N items.
 
-    x = sqrt(D) · item + position      per block: x = x + A(LN x) ; x = x + FFN(LN x)      state = LN x      score of item i = ⟨state, item_i⟩
+    x = sqrt(D) · item      per block: x = x + A(LN x) ; x = x + FFN(LN x)      state = LN x      score of item i = ⟨state, item_i⟩
 
-The paper's: learned positions, causal blocks, a point-wise ReLU FFN of width D, one table for input and output. Ours: the standard pre-norm
-residual (the paper's code keeps the normalised query as residual), a fused projection with output matrix, no dropout on attention weights
-(attention/full.py), right padding with positions counted from the oldest event read, and a learned start vector for a user without history. An
-attention that knows the order of events by itself (attention/blossom.py) takes the place of the positions.
+The paper's: causal blocks, a point-wise ReLU FFN of width D, one table for input and output, and learned positions, added to x, which a setting
+brings back. Ours: rotary positions inside the attention, the standard pre-norm residual (the paper's code keeps the normalised query as residual), a
+fused projection with output matrix, no dropout on attention weights (attention/full.py), right padding with learned positions counted from the oldest
+event read, and a learned start vector for a user without history.
 """
 
 import torch
@@ -26,7 +26,7 @@ from longtrail.models.masks import padding_mask
 class SASRec(CausalEncoder):
     """Retriever. With full attention it reads the newest `max_history` events, at O(L²·D) time; memory is linear in L.
 
-    With Blossom there is no position table and so no bound: the whole history given is read.
+    With Blossom there is no bound: the whole history given is read.
     """
 
     def __init__(self, settings: SASRecSettings, sizes: Sizes) -> None:

@@ -93,6 +93,11 @@ def test_halves_are_turned_too(causal: bool) -> None:
         torch.testing.assert_close(mixed_BLD.float(), layer(x_BLD, lengths_B), rtol=0.05, atol=0.05)
 
 
+def test_width_must_be_divisible_by_heads() -> None:
+    with pytest.raises(ValueError, match="width 8 is not divisible by heads 3"):
+        FullAttention(8, 3)
+
+
 def test_heads_of_odd_width_cannot_be_turned() -> None:
     with pytest.raises(ValueError, match="width 6 divided by heads 2 is not an even number"):
         FullAttention(6, 2, rotary=True)
@@ -102,8 +107,8 @@ def test_heads_of_odd_width_cannot_be_turned() -> None:
 def test_made_from_settings() -> None:
     layer = make_attention(FullAttentionSettings(), 8, 2, causal=False)
     assert isinstance(layer, FullAttention) and not layer.causal and layer.heads == 2
-    assert not layer.rotary and not knows_order(FullAttentionSettings())
-    rotary = FullAttentionSettings(positions="rotary")
-    turning = make_attention(rotary, 8, 2, causal=True)
-    assert isinstance(turning, FullAttention) and turning.causal and turning.rotary and knows_order(rotary)
-    assert reach_of(rotary, 7) == reach_of(FullAttentionSettings(), 7) == 7 and reach_of(BlossomSettings(), 7) is None
+    assert layer.rotary and knows_order(FullAttentionSettings())
+    learned = FullAttentionSettings(positions="learned")
+    plain = make_attention(learned, 8, 2, causal=True)
+    assert isinstance(plain, FullAttention) and plain.causal and not plain.rotary and not knows_order(learned)
+    assert reach_of(learned, 7) == reach_of(FullAttentionSettings(), 7) == 7 and reach_of(BlossomSettings(), 7) is None
