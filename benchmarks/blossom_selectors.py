@@ -29,7 +29,7 @@ from longtrail.models.encoders.sasrec import SASRec
 
 TESTED = 20  # last events of each user
 VARIANTS: dict[str, dict[str, Any]] = {
-    "full": {"kind": "full"},
+    "full": {"kind": "full", "positions": "learned"},
     "frozen": {"kind": "blossom", "selector": "frozen"},
     "straight_through": {"kind": "blossom", "selector": "straight_through"},
     "compressed": {"kind": "blossom", "selector": "compressed"},

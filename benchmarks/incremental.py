@@ -44,10 +44,10 @@ METRICS = {"ranking": ("auc", "gauc", "request_gauc"), "retrieval": ("ndcg@10", 
 
 COLUMNS = ("user", "item", "timestamp", "action", "value", "category")
 MODELS = """
-sasrec: {stage: retrieval, kind: sasrec, width: 64, dropout: 0.2, max_history: 100, batch_size: 64, max_epochs: 15, patience: 3}
-sasrec_recjpq: {stage: retrieval, kind: sasrec, width: 64, dropout: 0.2, max_history: 100, batch_size: 64, max_epochs: 15, patience: 3, items: {kind: recjpq, splits: 8}}
-din: {stage: ranking, kind: din, hidden: [64, 32], attention_hidden: [8], max_history: 100, dropout: 0.2, weight_decay: 0.1, max_epochs: 2, patience: 1}
-sam: {stage: ranking, kind: sam, hidden: [64, 32], max_history: 100, dropout: 0.2, weight_decay: 0.1, read_scale: sqrt, max_epochs: 2, patience: 1}
+sasrec: &sasrec {stage: retrieval, kind: sasrec, width: 64, dropout: 0.2, max_history: 100, batch_size: 64, max_epochs: 15, patience: 3, attention: {kind: full, positions: learned}}
+sasrec_recjpq: {<<: *sasrec, items: {kind: recjpq, splits: 8}}
+din: {stage: ranking, kind: din, hidden: [64, 32], attention_hidden: [8], max_history: 100, dropout: 0.2, weight_decay: 0.1, learning_rate: 0.001, max_epochs: 2, patience: 1}
+sam: {stage: ranking, kind: sam, hidden: [64, 32], max_history: 100, dropout: 0.2, weight_decay: 0.1, learning_rate: 0.001, read_scale: sqrt, max_epochs: 2, patience: 1}
 """  # noqa: E501
 
 

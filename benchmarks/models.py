@@ -99,7 +99,9 @@ def registered() -> dict[str, Callable[[int], nn.Module]]:
             if "learning_rate" not in fields:  # counted, not trained
                 continue
             for attention in ("full", "blossom") if "attention" in fields else ("",):
-                more = {"attention": {"kind": attention}} if attention else {}
+                # Full attention as torch has it, like "full" and "naive" above: rotary positions would be a part of their own.
+                positions = {"positions": "learned"} if attention == "full" else {}
+                more = {"attention": {"kind": attention, **positions}} if attention else {}
                 made[f"{kind} {attention}".strip()] = partial(_registered, settings, more)
     return made
 

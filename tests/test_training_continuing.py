@@ -21,6 +21,7 @@ from longtrail.config import (
     Config,
     DINSettings,
     ETASettings,
+    FullAttentionSettings,
     GRU4RecSettings,
     IFASettings,
     RecJPQItemsSettings,
@@ -49,6 +50,7 @@ SETTINGS: dict[str, Any] = {
     "din": DINSettings(width=4, hidden=(8,), max_history=12, max_epochs=1),
     "din recjpq": DINSettings(width=4, hidden=(8,), max_history=12, max_epochs=1, items=RECJPQ),
     "sasrec": SASRecSettings(width=8, blocks=1, heads=1, max_history=12, max_epochs=1),
+    "sasrec learned": SASRecSettings(width=8, blocks=1, heads=1, max_history=12, max_epochs=1, attention=FullAttentionSettings(positions="learned")),
     "sasrec recjpq": SASRecSettings(width=8, blocks=1, heads=1, max_history=12, max_epochs=1, items=RECJPQ),
     "sam recjpq": SAMSettings(**RANKER, items=RECJPQ),
     "ifa": IFASettings(**RANKER, half_life_days=3.0),
@@ -233,6 +235,15 @@ def test_what_does_not_fit_is_named(features: FeatureSet) -> None:
     wider = build_model(DINSettings(width=6, hidden=(8,), max_history=12), features.sizes)
     with pytest.raises(ModelError, match="has shape"):
         continue_from(wider, features, older(features, "din", fewer=0), seed=0)
+
+
+def test_settings_that_changed_are_named(features: FeatureSet) -> None:
+    """As where a model of learned positions is to go on with today's default."""
+    module = build_model(SETTINGS["sasrec"].model_copy(update={"dropout": 0.5}), features.sizes)
+    with pytest.raises(
+        ModelError, match=r"weight positions is not in both models; .*: dropout was 0.2, is 0.5, positions was 'learned', is 'rotary'$"
+    ):
+        continue_from(module, features, older(features, "sasrec learned"), seed=0)
 
 
 @pytest.mark.parametrize("name", ["din", "sasrec recjpq"])

@@ -34,15 +34,17 @@ from longtrail.files import write_json
 Row = dict[str, Any]
 SEQUENCES = {"stage": "retrieval", "width": 64}
 RECJPQ = {"items": {"kind": "recjpq", "splits": 8}}
+LEARNED = {"attention": {"kind": "full", "positions": "learned"}}  # as the twins and the other libraries have them
 NEXT_ITEM: dict[str, Row] = {
-    "SASRec": {"kind": "sasrec"},
-    "SASRec, RecJPQ": {"kind": "sasrec", **RECJPQ},
+    "SASRec": {"kind": "sasrec", **LEARNED},
+    "SASRec, rotary positions": {"kind": "sasrec"},
+    "SASRec, RecJPQ": {"kind": "sasrec", **LEARNED, **RECJPQ},
     "SASRec, Blossom": {"kind": "sasrec", "attention": {"kind": "blossom"}},
-    "gSASRec (gBCE, 256 negatives)": {"kind": "sasrec", "loss": "gbce"},
-    "gSASRec, RecJPQ": {"kind": "sasrec", "loss": "gbce", **RECJPQ},
-    "SASRec, BCE (one negative)": {"kind": "sasrec", "loss": "bce"},
-    "BERT4Rec": {"kind": "bert4rec"},
-    "BERT4Rec, RecJPQ": {"kind": "bert4rec", **RECJPQ},
+    "gSASRec (gBCE, 256 negatives)": {"kind": "sasrec", "loss": "gbce", **LEARNED},
+    "gSASRec, RecJPQ": {"kind": "sasrec", "loss": "gbce", **LEARNED, **RECJPQ},
+    "SASRec, BCE (one negative)": {"kind": "sasrec", "loss": "bce", **LEARNED},
+    "BERT4Rec": {"kind": "bert4rec", **LEARNED},
+    "BERT4Rec, RecJPQ": {"kind": "bert4rec", **LEARNED, **RECJPQ},
     "GRU4Rec": {"kind": "gru4rec"},
     "GRU4Rec, RecJPQ": {"kind": "gru4rec", **RECJPQ},
     "GRU4Rec, LambdaRank": {"kind": "gru4rec", "loss": "lambdarank"},

@@ -9,10 +9,12 @@ their history.
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from scipy.sparse import csr_matrix, diags
 from torch import Tensor, nn
 
@@ -44,7 +46,8 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
     places_N, places_C = _places(previous, features)
     strangers = sorted(before.keys() ^ after.keys())
     if strangers:
-        raise ModelError(f"model {card.name}: weight {strangers[0]} is not in both models; expected the settings it was trained with")
+        other = _differences(card.settings, getattr(module, "settings", card.settings))
+        raise ModelError(f"model {card.name}: weight {strangers[0]} is not in both models; expected the settings it was trained with{other}")
     parts = dict(module.named_modules())
     items, categories = _Rows(places_N, features.sizes.items + 1), _Rows(places_C, features.sizes.categories + 1)
     matrix_UN = items.columns(interaction_matrix(features, binary=True))
@@ -73,6 +76,18 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
             grown[name] = grow[axis](tensor)
     module.load_state_dict(grown)
     log.info("continues from %s: %d known and %d new items", card.name, items.known - 1, items.new)
+
+
+def _differences(before: Any, after: Any) -> str:
+    """ ": positions was 'learned', is 'rotary'" and the like, of slots' settings too; nothing where they agree."""
+    found = []
+    for name, value in before:
+        now = getattr(after, name, None)
+        if isinstance(value, BaseModel) and isinstance(now, BaseModel):
+            found += [_differences(value, now).removeprefix(": ")]
+        elif value != now:
+            found += [f"{name} was {value!r}, is {now!r}"]
+    return f": {text}" if (text := ", ".join(filter(None, found))) else ""
 
 
 def _more_codes(codes_NM: Tensor, *, levels_Mb: Tensor, matrix_UN: csr_matrix, seed: int) -> Tensor:

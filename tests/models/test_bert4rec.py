@@ -47,9 +47,10 @@ def test_a_window_is_its_inputs_and_the_newest_target() -> None:
     assert is_target_BL.sum(1).tolist() == [2, 6, 7, 1]
 
 
-def test_a_window_longer_than_the_positions_loses_its_oldest_events() -> None:
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_a_window_longer_than_max_history_loses_its_oldest_events(positions: str) -> None:
     """Ten inputs and a target, five places: only the newest five events can be masked, and older ones change nothing."""
-    model = make_bert4rec(max_history=5, mask_share=1.0, dropout=0.0)
+    model = make_bert4rec(max_history=5, mask_share=1.0, dropout=0.0, attention={"kind": "full", "positions": positions})
     windows = make_windows(3, (10, 3), (0, 0))
     events_BL, _, _ = window_events(windows)
     pairs = model.training_pairs(windows)

@@ -11,7 +11,7 @@ counts a window's targets alone (a long history's windows repeat older events as
 under RecJPQ would share its pieces with items), padding that nothing looks at, items times sqrt(D) as in SASRec, where those codes normalise the sum
 of item and position by a LayerNorm and dropout it, pre-norm blocks, learned positions counted from the newest event back, so that the place serving
 asks about is always position 0 (those codes pad at the left, to the same effect), and, by default, rotary positions in their stead: a masked place
-has nothing but its position to ask by, and learned ones take ten times the epochs to tell what is near (docs/experiments/bert4rec-positions.md).
+has nothing but its position to ask by, and learned ones take many times the epochs to tell what is near (docs/experiments/bert4rec-positions.md).
 """
 
 from typing import TYPE_CHECKING, cast

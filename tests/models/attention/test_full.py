@@ -53,9 +53,10 @@ def test_attention_equals_the_slow_twin(places: int, heads: int, causal: bool, r
             torch.testing.assert_close(fast_LD[:length], slow_attention(layer, x_LD, length), rtol=0, atol=1e-12)
 
 
-def test_a_history_of_nothing_reads_zeros_and_gives_a_finite_gradient() -> None:
+@pytest.mark.parametrize("rotary", [True, False])
+def test_a_history_of_nothing_reads_zeros_and_gives_a_finite_gradient(rotary: bool) -> None:
     torch.manual_seed(0)
-    layer = FullAttention(8, 2, causal=False)
+    layer = FullAttention(8, 2, causal=False, rotary=rotary)
     x_BLD = torch.randn(2, 5, 8, requires_grad=True)
     y_BLD = layer(x_BLD, torch.tensor([0, 3]))
     assert torch.equal(y_BLD[0], layer.output.bias.expand(5, 8))
@@ -63,9 +64,10 @@ def test_a_history_of_nothing_reads_zeros_and_gives_a_finite_gradient() -> None:
     assert x_BLD.grad is not None and torch.isfinite(x_BLD.grad).all() and not x_BLD.grad[0].any()
 
 
-def test_padding_content_moves_no_real_place() -> None:
+@pytest.mark.parametrize("rotary", [True, False])
+def test_padding_content_moves_no_real_place(rotary: bool) -> None:
     torch.manual_seed(0)
-    layer = FullAttention(8, 2, causal=False)
+    layer = FullAttention(8, 2, causal=False, rotary=rotary)
     x_BLD, lengths_B = torch.randn(2, 9, 8), torch.tensor([4, 9])
     noisy_BLD = x_BLD.clone()
     noisy_BLD[0, 4:] = 1e4
@@ -73,9 +75,10 @@ def test_padding_content_moves_no_real_place() -> None:
         assert torch.equal(layer(x_BLD, lengths_B)[0, :4], layer(noisy_BLD, lengths_B)[0, :4])
 
 
+@pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
-def test_no_square_of_the_length_is_made(causal: bool) -> None:
-    layer = FullAttention(8, 1, causal=causal)
+def test_no_square_of_the_length_is_made(causal: bool, rotary: bool) -> None:
+    layer = FullAttention(8, 1, causal=causal, rotary=rotary)
     with Largest() as largest:
         layer(torch.randn(2, 1024, 8, requires_grad=True), torch.tensor([1024, 700])).sum().backward()
     assert largest.elements <= 2 * 1024 * 8 * 3
