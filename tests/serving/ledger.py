@@ -20,6 +20,7 @@ class Ledger:
     acknowledged: set[str] = field(default_factory=set)
     unanswered: list[list[dict[str, Any]]] = field(default_factory=list)  # batches whose answer never came
     duplicates: int = 0
+    made: int = 0  # the next event's number; not how many were sent: a line torn by a kill leaves a hole, and no number may come twice
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def batch(self, rng: random.Random) -> list[dict[str, Any]]:
@@ -29,14 +30,19 @@ class Ledger:
                 return self.unanswered.pop(rng.randrange(len(self.unanswered)))
             rows = []
             for _ in range(rng.randrange(1, 5)):
-                number = len(self.sent)
+                number = self.made
                 user = rng.choice(["u0001", "u0002", "u0003", "new-1", "new-2", f"new-{number // 40}"])
                 moment = START + number
                 stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment // 10**6)) + f".{moment % 10**6:06d}Z"
                 event = {"event_id": f"e{number}", "user_id": user, "item_id": f"i{1 + number % ITEMS:04d}", "action": "click", "timestamp": stamp}
-                self.sent[f"e{number}"] = event
+                self.remember([event])
                 rows.append(event)
             return rows
+
+    def remember(self, rows: list[dict[str, Any]]) -> None:
+        """Events that were sent, in this life or an earlier one."""
+        self.sent |= {event["event_id"]: event for event in rows}
+        self.made = max(self.made, *(1 + int(event["event_id"][1:]) for event in rows))
 
     def answered(self, rows: list[dict[str, Any]], answer: dict[str, Any]) -> None:
         assert answer["accepted"] + answer["duplicates"] == len(rows) and answer["rejected"] == 0, answer

@@ -115,7 +115,7 @@ def test_an_intake_that_is_killed_again_and_again(packaged: Outputs, tmp_path: P
     ledger = Ledger()
     for word, content in told(tmp_path / "told"):
         if word == "sent":
-            ledger.sent |= {event["event_id"]: event for event in content}
+            ledger.remember(content)
         else:
             ledger.acknowledged |= set(content)
     assert len(ledger.acknowledged) > 100
@@ -162,7 +162,7 @@ def life(number, alive):
     acknowledged = {name for word, content in lines if word == "acknowledged" for name in content}
     for word, rows in lines:
         if word == "sent":
-            ledger.sent |= {event["event_id"]: event for event in rows}
+            ledger.remember(rows)
             if not {event["event_id"] for event in rows} <= acknowledged:
                 ledger.unanswered.append(rows)
 
