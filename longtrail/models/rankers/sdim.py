@@ -5,8 +5,8 @@ B requests, L history, C candidates, D width, M hashes, S = 2^bits signatures, b
     signature_m(x) = the signs of x R_m, R_m a fixed random [D, b]      u = 1/M Σ_m normalised(Σ of the k_j with signature_m(k_j) = signature_m(q))
 
 The paper's: all of it; M hashes of b bits are an estimate of attention by (1 - angle / π)^b. The sums [B, M, S, D] need no candidate: each candidate
-costs O(M · D), however long the history. Ours: the candidate set, the head, q * u beside u; the sums by a matrix product with what is in
-which signature, M · S · L · D multiply-adds a request. No gradient goes through the hashes.
+costs O(M · D), however long the history. Ours: the candidate set, the head, q * u beside u; the sums by one matrix product with what is in
+which signature, M · min(S, C) · L · D multiply-adds a request. No gradient goes through the hashes.
 """
 
 import torch
@@ -50,14 +50,16 @@ class SDIM(nn.Module):
             return (positive.to(powers_b.dtype) @ powers_b).to(torch.int16)
 
     def read(self, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor) -> Tensor:
-        """u [B, C, D]."""
+        """u [B, C, D]. With fewer candidates than signatures, only the sums that are asked for are made (R = C); else every one, once (R = S)."""
         signatures_BLM, asked_BCM = self.signatures(keys_BLD).masked_fill(~mask_BL.unsqueeze(-1), -1), self.signatures(query_BCD)
+        asked_BMC, S = asked_BCM.transpose(1, 2), 2**self.settings.bits
+        few = asked_BMC.shape[2] < S
+        summed_BMR = asked_BMC if few else torch.arange(S, device=keys_BLD.device, dtype=torch.int16).expand(*asked_BMC.shape[:2], S)
         keys_BLD = at_least_float32(keys_BLD)
-        every_S1 = torch.arange(2**self.settings.bits, device=keys_BLD.device, dtype=torch.int16).unsqueeze(-1)
-        reads = []
-        for m in range(self.settings.hashes):
-            with torch.autocast(keys_BLD.device.type, enabled=False):
-                sums_BSD = (signatures_BLM[..., m].unsqueeze(1) == every_S1).to(keys_BLD.dtype) @ keys_BLD
-            unit_BSD = functional.normalize(sums_BSD, dim=-1, eps=1e-6)
-            reads.append(unit_BSD.gather(1, asked_BCM[..., m].long().unsqueeze(-1).expand(-1, -1, keys_BLD.shape[-1])))
-        return torch.stack(reads).mean(0)
+        with torch.autocast(keys_BLD.device.type, enabled=False):
+            within_BMRL = (signatures_BLM.transpose(1, 2).unsqueeze(2) == summed_BMR.unsqueeze(3)).to(keys_BLD.dtype)
+            sums_BMRD = (within_BMRL.flatten(1, 2) @ keys_BLD).unflatten(1, summed_BMR.shape[1:])
+        unit_BMRD = functional.normalize(sums_BMRD, dim=-1, eps=1e-6)
+        if not few:
+            unit_BMRD = unit_BMRD.gather(2, asked_BMC.long().unsqueeze(-1).expand(-1, -1, -1, keys_BLD.shape[-1]))
+        return unit_BMRD.mean(1)
