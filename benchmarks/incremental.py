@@ -142,7 +142,7 @@ def _compare(name: str, states: list[Path], training: TrainingSettings) -> list[
     def trained(features: FeatureSet, **more: Any) -> tuple[LoadedModel, float, int]:
         began = time.process_time()
         found = train(features, model, name, training, data=hash_path(features.folder / "features.json"), **more)
-        return loaded(found.module, features), (time.process_time() - began) / 60, len(found.curve)
+        return loaded(found.module, features), (time.process_time() - began) / 60, found.epochs
 
     def add(way: str, result: LoadedModel, minutes: float, epochs: int) -> None:
         judged = evaluate(result, late, "test", EvaluationSettings(k=(10,), replicates=1))

@@ -59,7 +59,7 @@ def train_model(
     # quarter of a training step; with huge pages, which most kernels give on request, it is free.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from longtrail.examples import FeatureSet  # torch takes seconds: --help and a bad params.yaml need not wait for it
-    from longtrail.models.store import CARD, ModelCard, save_model
+    from longtrail.models.store import CARD, LINEAGE, ModelCard, save_model
     from longtrail.models.vocabulary import write_vocabulary
     from longtrail.training import is_main_process, train
 
@@ -84,11 +84,15 @@ def train_model(
         card = ModelCard(
             name=name, settings=settings, sizes=feature_set.sizes, actions=feature_set.actions, prior_click_rate=feature_set.prior_click_rate
         )
+        until = feature_set.meta["split"]["valid_from"]
+        if previous is not None and trained.epochs and not trained.best_epoch:
+            until = read_json(previous / LINEAGE).get("trained_until")  # what came since is still to be learnt from
+            log.warning("%s: no epoch was better on the validation split than %s, whose weights are kept", name, previous)
         lineage = {
             "features": data,
             "code": git_commit(),
             "params": hash_settings(config, name),
-            "trained_until": feature_set.meta["split"]["valid_from"],
+            "trained_until": until,
             "previous": None if previous is None else read_json(previous / CARD)["weights"]["sha256"],
         }
         save_model(folder / "model", trained.module, card, lineage)  # it replaces the folder it is given, the curves with it

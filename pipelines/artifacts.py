@@ -95,13 +95,14 @@ def write_curve_page(artifact: Any, curve: Path, name: str) -> None:
     from components.report_page import Section, figure_html, page, paragraph, table_html
 
     rows = _rows(curve)
-    figures = [key for key in (rows[0] if rows else {}) if key != "epoch"]
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    figures = [key for key in names if key != "epoch"]
     figure = Figure(figsize=(4 * max(len(figures), 1), 3), layout="constrained")
     for place, key in enumerate(figures):
         axes = figure.add_subplot(1, len(figures), place + 1)
         axes.plot([row["epoch"] for row in rows if key in row], [row[key] for row in rows if key in row], "o-", markersize=4)
         axes.set(title=key, xlabel="epoch")
-    html = figure_html(figure, "learning curve") + table_html(list(rows[0]), [[row.get(k, "") for k in rows[0]] for row in rows]) if figures else ""
+    html = figure_html(figure, "learning curve") + table_html(names, [[row.get(k, "") for k in names] for row in rows]) if figures else ""
     target = Path(artifact.path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page(name, [Section("Learning curve", html or paragraph("It counts; there are no epochs."))]), encoding="utf-8")

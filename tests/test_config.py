@@ -96,6 +96,8 @@ BLOSSOM: dict[str, Any] = {"kind": "blossom"}
         (IFA | {"relation": "none", "relation_dropout": 0.5}, "relation_dropout is 0.5, which changes nothing with relation: none"),
         (IFA | {"relation": "none", "exact_heads": 2}, "exact_heads is 2, which changes nothing with"),
         (IFA | {"width": 5}, "width is 5, exact_heads is 4"),
+        (SAM | {"sampled_candidates": 8}, "sampled_candidates is 8, which changes nothing with listwise: 0"),
+        (IFA | {"relation": "none", "listwise": 0, "sampled_candidates": 8}, "sampled_candidates is 8, which changes nothing with listwise: 0"),
     ],
 )
 def test_a_model_that_could_not_be_built_or_a_setting_without_a_say_is_refused_at_once(model: dict[str, Any], message: str) -> None:
@@ -109,6 +111,8 @@ def test_a_model_that_could_not_be_built_or_a_setting_without_a_say_is_refused_a
         SASREC | {"loss": "gbce", "negatives": 7, "gbce_t": 0.1, "gbce_prior": False},
         SASREC | {"negatives": 256, "gbce_t": 0.75},  # the defaults, written out
         SAM | {"attention_init": "log_length"},
+        SAM | {"listwise": 0.1, "sampled_candidates": 8},
+        IFA | {"listwise": 0, "sampled_candidates": 8},  # the relation looks at them
         IFA | {"relation": "none", "exact_heads": 2, "recent_events": 5},
         IFA | {"relation": "none", "width": 5},  # what does not divide it is not used
     ],

@@ -195,12 +195,12 @@ def test_padding_is_measured_and_said(features: FeatureSet, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("kind", ["temporal", "leave_one_out"])
-@pytest.mark.parametrize(("max_history", "overlap"), [(1, 0), (5, 0), (5, 2), (7, 6), (12, 4), (500, 0)])
+@pytest.mark.parametrize("max_history", [1, 5, 7, 12, 500])
 def test_every_training_event_is_a_target_once(
-    features: FeatureSet, leave_one_out: FeatureSet, histories: dict[int, list[dict]], kind: str, max_history: int, overlap: int
+    features: FeatureSet, leave_one_out: FeatureSet, histories: dict[int, list[dict]], kind: str, max_history: int
 ) -> None:
     chosen = features if kind == "temporal" else leave_one_out
-    batches = SequenceBatches(chosen, max_history=max_history, batch_size=6, seed=0, overlap=overlap)
+    batches = SequenceBatches(chosen, max_history=max_history, batch_size=6, seed=0)
     met: dict[int, list[int]] = {}
     for batch in batches:
         assert batch.history.items_BL.shape == batch.targets_BL.shape and batch.targets_BL.shape[1] == batch.lengths_B.max() <= max_history
@@ -220,17 +220,17 @@ def test_every_training_event_is_a_target_once(
                 assert start == 0 and first == past[0]["item_id"] and targets[0]
                 met[user].append(0)
             else:
-                assert targets[:overlap] == [0] * overlap and all(targets[overlap:])
+                assert all(targets)
     for user, past in histories.items():
         n = int(chosen.train_lengths[user])
         assert sorted(met.get(user, [])) == (list(range(n)) if n > 1 else []), (user, len(past))
     assert batches.targets == int(np.maximum(chosen.train_lengths - 1, 0).sum())
 
 
-@pytest.mark.parametrize(("max_history", "overlap"), [(1, 0), (5, 2), (500, 0)])
+@pytest.mark.parametrize("max_history", [1, 5, 500])
 @pytest.mark.parametrize("share", [0.0, 0.6, 0.97])
 def test_since_an_instant_only_newer_events_are_targets(
-    features: FeatureSet, histories: dict[int, list[dict]], max_history: int, overlap: int, share: float
+    features: FeatureSet, histories: dict[int, list[dict]], max_history: int, share: float
 ) -> None:
     past = {user: events[: features.train_lengths[user]] for user, events in histories.items()}
     since = int(np.quantile([micro(event["timestamp"]) for events in past.values() for event in events], share))
@@ -238,7 +238,7 @@ def test_since_an_instant_only_newer_events_are_targets(
     for user, events in past.items():
         old = sum(micro(event["timestamp"]) < since for event in events)
         wanted += [(user, event["item_id"]) for event in events[old:]] if len(events) > max(old, 1) else []
-    for batch in SequenceBatches(features, max_history=max_history, batch_size=6, seed=0, overlap=overlap, since=since):
+    for batch in SequenceBatches(features, max_history=max_history, batch_size=6, seed=0, since=since):
         for b, user in enumerate(batch.users_B.tolist()):
             n = int(batch.lengths_B[b])
             window = batch.history.items_BL[b, :n].tolist()
@@ -355,8 +355,6 @@ def test_errors_name_the_part(features: FeatureSet, tmp_path: Path) -> None:
     empty = FeatureSet.open(copy)
     with pytest.raises(HistoryError, match="no user has two events in the training period"):
         SequenceBatches(empty, max_history=5, batch_size=2, seed=0)
-    with pytest.raises(HistoryError, match="overlap is 5; expected 0 to 4"):
-        SequenceBatches(features, max_history=5, batch_size=2, seed=0, overlap=5)
     file = copy / "examples" / "train.parquet"
     pq.write_table(EXAMPLES.arrow().empty_table(), file)
     with pytest.raises(HistoryError, match=r"train\.parquet: no rows; expected impressions"):

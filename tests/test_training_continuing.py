@@ -189,15 +189,20 @@ def test_neighbours_against_a_loop() -> None:
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
-def test_actions_are_matched_by_name(features: FeatureSet) -> None:
+@pytest.mark.parametrize("name", ["din", "sam recjpq", "ifa", "twin", "eta"])
+def test_actions_are_matched_by_name(name: str, features: FeatureSet) -> None:
     kept = features.actions[1:]  # the first action is new: every id shifts
-    previous = older(features, "din", fewer=0, actions=kept)
-    module: Any = build_model(SETTINGS["din"], features.sizes)
+    previous = older(features, name, fewer=0, actions=kept)
+    for parameter in previous.module.parameters():  # TWIN's scalars of actions start at zero
+        nn.init.normal_(parameter)
+    module = build_model(SETTINGS[name], features.sizes)
     continue_from(module, features, previous, seed=0)
-    before: Any = previous.module
-    table, before = module.embedding.actions, before.embedding.actions
-    for place, action in enumerate(kept, start=1):
-        assert torch.equal(table[1 + features.actions.index(action)], before[place])
+    before, after = previous.module.state_dict(), module.state_dict()
+    tables = [key for key in before if key.endswith("actions")]
+    assert len(tables) == (2 if name == "twin" else 1)
+    for key in tables:
+        for place, action in enumerate(kept, start=1):
+            assert torch.equal(after[key][1 + features.actions.index(action)], before[key][place])
 
 
 class Unforeseen(nn.Module):
@@ -255,6 +260,34 @@ def test_training_goes_on_from_the_previous_weights(name: str, features: Feature
     trained = train(features, still, name, TrainingSettings(threads=1), data="x", since=since, previous=previous)
     for key, tensor in trained.module.named_parameters():
         torch.testing.assert_close(tensor.detach(), dict(previous.module.named_parameters())[key].detach(), atol=1e-6, rtol=0)
+    first, *others = (row[f"valid_{trained.metric}"] for row in trained.curve)
+    assert trained.curve[0]["epoch"] == 0 and "train_loss" not in trained.curve[0]
+    assert others == pytest.approx([first] * trained.epochs, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["din", "sasrec recjpq"])
+def test_an_epoch_has_to_be_better_than_what_training_goes_on_from(name: str, features: FeatureSet, tmp_path: Path) -> None:
+    """A good model and steps that are far too long: it stays as it was, and what it was not taught is still to be learnt."""
+    good = SETTINGS[name].model_copy(update={"max_epochs": 40, "patience": 40, "learning_rate": 1e-2})
+    wild = good.model_copy(update={"max_epochs": 2, "learning_rate": 3.0, "weight_average": 0.0})
+    config = Config(training=TrainingSettings(threads=1))
+    arguments: dict[str, Any] = {"features": features.folder, "checkpoints": tmp_path / "checkpoints"}
+    train_model(config.model_copy(update={"models": {name: good}}), name, out=tmp_path / "good", **arguments)
+    lineage = read_json(tmp_path / "good" / "lineage.json") | {"trained_until": "2020-01-01T00:00:00+00:00"}
+    write_json(tmp_path / "good" / "lineage.json", lineage)
+    rows: list[dict[str, float]] = []
+    previous = load_previous(tmp_path / "good")
+    trained = train(features, wild, name, config.training, data="x", previous=previous, report=rows.append, checkpoints=tmp_path / "checkpoints")
+    values = [row[f"valid_{trained.metric}"] for row in trained.curve]
+    assert (trained.best_epoch, trained.epochs, trained.value) == (0, 2, values[0]) and max(values[1:]) < values[0]
+    assert rows == trained.curve and "at epoch 0 of 2" in trained.summary()
+    again = train(features, wild, name, config.training, data="x", previous=previous, checkpoints=tmp_path / "checkpoints")
+    assert (again.best_epoch, again.resumed_from, again.curve) == (0, 2, rows)
+    for one in (trained, again):
+        assert all(torch.equal(tensor, previous.module.state_dict()[key]) for key, tensor in one.module.state_dict().items())
+    train_model(config.model_copy(update={"models": {name: wild}}), name, out=tmp_path / "kept", previous=tmp_path / "good", **arguments)
+    assert trained_until(tmp_path / "kept") == trained_until(tmp_path / "good")
+    assert hash_path(tmp_path / "kept" / "model.safetensors") == hash_path(tmp_path / "good" / "model.safetensors")
 
 
 def test_the_step_goes_on_where_the_previous_training_stopped(toy_features_folder: Path, tmp_path: Path) -> None:

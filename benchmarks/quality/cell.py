@@ -50,7 +50,7 @@ def cell(
         "settings": settings.model_dump(mode="json"),
         "metrics": judge(LoadedModel(module=trained.module, card=card), features, chosen),
         "valid": {trained.metric: trained.value},
-        "epochs": len(trained.curve),
+        "epochs": trained.epochs,
         "curve": [round(row[key], 5) for row in trained.curve if (key := f"valid_{trained.metric}") in row],
         "best_epoch": trained.best_epoch,
         "train_cpu_seconds": cpu_seconds,

@@ -39,6 +39,14 @@ class RankerSettings(WithItems):
         0, description="training: unlabelled candidates that join each request's set, drawn from what was shown just before; for logs of single items"
     )
 
+    def idle(self) -> Iterator[tuple[str, str]]:
+        if not self.listwise and not self._looks_across():
+            yield "sampled_candidates", "listwise: 0: candidates without a label reach no other part of the loss"
+
+    def _looks_across(self) -> bool:
+        """Whether a candidate's logit depends on the others."""
+        return False
+
 
 class DINSettings(RankerSettings):
     """Deep interest network (Zhou et al., KDD 2018) over the whole history."""
@@ -79,6 +87,7 @@ class SAMSettings(RankerSettings):
     )
 
     def idle(self) -> Iterator[tuple[str, str]]:
+        yield from super().idle()
         if self.attention_init == "log_length" and self.attention_weights in ("softmax", "softmax_eps"):
             yield "attention_init", f"attention_weights: {self.attention_weights}, which takes a bias away again"
 
@@ -116,7 +125,11 @@ class IFASettings(RankerSettings):
             raise ValueError(f"half_life_days with feature_map {self.feature_map}; expected a feature map that divides by the sum of its weights")
         return self
 
+    def _looks_across(self) -> bool:
+        return self.relation != "none"
+
     def idle(self) -> Iterator[tuple[str, str]]:
+        yield from super().idle()
         for name in ("heads", "features", "temperature") if self.feature_map == "softmax" else ():
             yield name, "feature_map: softmax"
         if self.feature_map != "clusters":

@@ -47,20 +47,14 @@ class SequenceBatches:
     """The training period's histories cut into windows of at most `max_history` inputs, in batches of at most `batch_size` windows.
 
     Every event of the training period of a user who has at least two there is a target exactly once: in `targets_BL`, or, the very first of
-    a user, which nothing precedes, in `first_targets_B`. Windows are cut from the newest event backwards; all but a user's oldest begin
-    with `overlap` events that are context only: more context for the window's first targets, at the price of reading those events
-    twice. With `since` (UTC µs) only events from then on are targets; what came before them is context. The order is a pure function of
-    (seed, epoch).
+    a user, which nothing precedes, in `first_targets_B`. Windows are cut from the newest event backwards and do not overlap. With `since`
+    (UTC µs) only events from then on are targets; what came before them is context. The order is a pure function of (seed, epoch).
     """
 
-    def __init__(
-        self, features: FeatureSet, *, max_history: int, batch_size: int, seed: int | None, overlap: int = 0, since: int | None = None
-    ) -> None:
-        if not 0 <= overlap < max_history:
-            raise HistoryError(f"overlap is {overlap}; expected 0 to {max_history - 1}, less than max_history")
+    def __init__(self, features: FeatureSet, *, max_history: int, batch_size: int, seed: int | None, since: int | None = None) -> None:
         self.features, self.max_history, self.seed, self.epoch = features, max_history, seed, 0
         self.first_U = np.zeros_like(features.train_lengths) if since is None else _events_before(features, since)
-        self.users_W, self.stops_W, self.inputs_W, self.counts_W = _windows(features.train_lengths, max_history, overlap, self.first_U)
+        self.users_W, self.stops_W, self.inputs_W, self.counts_W = _windows(features.train_lengths, max_history, self.first_U)
         if len(self.users_W) == 0:
             of = "" if since is None else f" with the second at or after {since} µs"
             raise HistoryError(
@@ -196,23 +190,21 @@ def _events_before(features: FeatureSet, since: int) -> Ints:
     return np.concatenate([[0], np.diff(before[flat.offsets_B1])])
 
 
-def _windows(lengths_U: Ints, max_history: int, overlap: int, first_U: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+def _windows(lengths_U: Ints, max_history: int, first_U: Ints) -> tuple[Ints, Ints, Ints, Ints]:
     """([W] users, stops, inputs, counts): window w reads the `inputs` events before place `stop`; the last `counts` of them have a target.
 
     With 0-based places in a user's history, input place p has the target p + 1, so the newest window stops at length - 1. Places from
     `first_U` on are targets.
     """
-    step = max_history - overlap
     first_U = np.maximum(first_U, 1)  # nothing precedes place 0
     targets_U = np.maximum(lengths_U - first_U, 0)
     targets_U[0] = 0
-    # The oldest window needs no context, so it takes up to max_history targets.
-    windows_U = np.where(targets_U > 0, 1 + np.maximum(-(-(targets_U - max_history) // step), 0), 0)
+    windows_U = -(-targets_U // max_history)
     users_W = np.repeat(np.arange(len(lengths_U)), windows_U)
     back_W = np.arange(len(users_W)) - np.repeat(np.cumsum(windows_U) - windows_U, windows_U)  # 0 is the newest window of its user
-    stops_W = lengths_U[users_W] - 1 - back_W * step
+    stops_W = lengths_U[users_W] - 1 - back_W * max_history
     oldest_W = back_W == windows_U[users_W] - 1
-    return users_W, stops_W, np.minimum(stops_W, max_history), np.where(oldest_W, stops_W - first_U[users_W] + 1, step)
+    return users_W, stops_W, np.minimum(stops_W, max_history), np.where(oldest_W, stops_W - first_U[users_W] + 1, max_history)
 
 
 def _first_of_each(users_n: Ints, most: int | None) -> Ints:

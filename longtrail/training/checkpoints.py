@@ -26,7 +26,7 @@ STATE_FILE = "state.safetensors"
 log = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]
-Row = dict[str, float]  # one row of the learning curve: epoch (from 1), train_loss, valid_METRIC…
+Row = dict[str, float]  # one row of the learning curve: epoch (from 1), train_loss, valid_METRIC…; 0, without a loss: what training goes on from
 
 
 @dataclass(kw_only=True)

@@ -39,15 +39,20 @@ class Trained:
     module: nn.Module  # with the best epoch's weights, in eval mode on the CPU
     metric: str
     value: float | None  # the metric on the validation split; None where it cannot be computed there
-    best_epoch: int  # 0: fitted, not trained
-    curve: list[Row]  # a row an epoch
+    best_epoch: int  # 0: fitted, not trained; or no epoch was better than the weights that training went on from
+    curve: list[Row]  # a row an epoch, and one of epoch 0 where training went on from another model's weights
     resumed_from: int  # epochs that an earlier, killed run had done
     checkpoint: Checkpoint | None
 
     def summary(self) -> str:
         """One line for a log."""
         value = "unknown" if self.value is None else f"{self.value:.4f}"
-        return f"valid {self.metric} {value}" + (f" at epoch {self.best_epoch} of {len(self.curve)}" if self.best_epoch else "")
+        return f"valid {self.metric} {value}" + (f" at epoch {self.best_epoch} of {self.epochs}" if self.epochs else "")
+
+    @property
+    def epochs(self) -> int:
+        """Trained, those of earlier, killed runs included."""
+        return int(self.curve[-1]["epoch"]) if self.curve else 0
 
 
 def train(
@@ -68,9 +73,9 @@ def train(
     `data` identifies the features (the hash of features.json). With `checkpoints`, an interrupted training of the same name, settings and data
     is resumed from there, and on a CPU ends with bit-equal weights. `report` is called with each row of the curve, those of an earlier run
     included. With `since` (UTC µs) only what happened from then on is learnt from; with `previous` training goes on from that model's weights,
-    which learnt from an earlier state of the same log. Popularity and the Markov chain are counts of the training period. Raises
-    HistoryError where the features have nothing to learn from, ConfigError where a GPU is asked for and absent, DivergedError where the loss
-    stops being a number.
+    which learnt from an earlier state of the same log, and which are kept where no epoch is better on the validation split. Popularity and the
+    Markov chain are counts of the training period. Raises HistoryError where the features have nothing to learn from, ConfigError where a GPU is
+    asked for and absent, DivergedError where the loss stops being a number.
     """
     metric = RETRIEVAL_METRIC
     if settings.stage == "ranking":
@@ -141,7 +146,8 @@ def _train_network(
         )
         # Before the keeper, which writes down what it has made of a step.
         means = [WeightAverage(progress, settings.weight_average, training.accumulate)] if settings.weight_average else []
-        trainer = make_trainer(training, [*means, keeper], epochs, first_is_shorter=progress.step > 0)
+        goes_on = previous is not None and found is None
+        trainer = make_trainer(training, [*means, keeper], epochs, first_is_shorter=progress.step > 0, judged_first=goes_on)
         log.info("%s: %s parameters, %d steps an epoch, %s", name, f"{sum(p.numel() for p in module.parameters()):,}", len(batches), _place(training))
         with freed_memory_is_kept():
             trainer.fit(learner, pieces.of(trainer.global_rank, trainer.world_size), valid)
@@ -154,7 +160,7 @@ def _train_network(
         module=module.cpu().eval(),
         metric=metric,
         value=progress.best_value,
-        best_epoch=progress.best_epoch or progress.epochs,
+        best_epoch=progress.best_epoch if progress.best else progress.epochs,
         curve=progress.curve,
         resumed_from=resumed_from,
         checkpoint=checkpoint,

@@ -53,6 +53,15 @@ class EpochKeeper(Callback):
         self._began = 0.0
         self._trained = float("inf")
 
+    def on_sanity_check_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The weights that training goes on from are epoch 0: one after it has to be better to take their place."""
+        assert isinstance(pl_module, Learner)
+        row = self._judge(0, trainer.strategy.broadcast(_judged(pl_module)), pl_module)
+        if trainer.is_global_zero:
+            log.info("epoch 0, the weights it goes on from: valid %s %.4f", self.metric, row.get(f"valid_{self.metric}", float("nan")))
+            if self.report is not None:
+                self.report(row)
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """The first process's buffers for all: afterwards each changes them as the others do, from statistics over all processes."""
         for buffer in pl_module.buffers() if trainer.world_size > 1 else ():
@@ -92,18 +101,10 @@ class EpochKeeper(Callback):
         assert isinstance(learner, Learner)
         learner.check()
         # One process decides for all: were each to decide from its own rounding, one might stop and leave the others waiting.
-        row: Row = trainer.strategy.broadcast({"train_loss": learner.train_loss(), **{f"valid_{k}": v for k, v in learner.metrics.items()}})
+        found: Row = trainer.strategy.broadcast({"train_loss": learner.train_loss(), **_judged(learner)})
         progress = self.progress
-        progress.epochs, progress.step, progress.loss = progress.epochs + 1, 0, (0.0, 0.0)
-        row = {"epoch": progress.epochs, **row}
-        progress.curve.append(row)
-        value = row.get(f"valid_{self.metric}", float("nan"))
-        if value == value and (progress.best_value is None or value > progress.best_value):
-            progress.best_value, progress.best_epoch, progress.waited = value, progress.epochs, 0
-            judged = {**learner.model.state_dict(), **progress.average}
-            progress.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in judged.items()}
-        else:
-            progress.waited += 1
+        progress.epochs, progress.step, progress.loss, progress.waited = progress.epochs + 1, 0, (0.0, 0.0), progress.waited + 1
+        row = self._judge(progress.epochs, found, learner)
         self.pieces.set_epoch(progress.epochs)  # the next one's
         self._save(trainer, learner)
         if trainer.is_global_zero:
@@ -112,6 +113,17 @@ class EpochKeeper(Callback):
                 self.report(row)
         if progress.exhausted(self.patience):
             trainer.should_stop = True
+
+    def _judge(self, epoch: int, found: Row, learner: Learner) -> Row:
+        """A row of the curve. Where its value is the best so far, the weights that were judged are kept."""
+        progress, row = self.progress, {"epoch": epoch, **found}
+        progress.curve.append(row)
+        value = row.get(f"valid_{self.metric}", float("nan"))
+        if value == value and (progress.best_value is None or value > progress.best_value):
+            progress.best_value, progress.best_epoch, progress.waited = value, epoch, 0
+            judged = {**learner.model.state_dict(), **progress.average}
+            progress.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in judged.items()}
+        return row
 
     def _tell(self, trainer: lightning.Trainer, learner: Learner, row: Row) -> None:
         seconds = time.perf_counter() - self._began
@@ -141,10 +153,15 @@ class Bar(Callback):
         self.bar.update()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.bar.close()
+        if not trainer.sanity_checking:
+            self.bar.close()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.bar.close()  # where there was no validation
+
+
+def _judged(learner: Learner) -> Row:
+    return {f"valid_{name}": value for name, value in learner.metrics.items()}
 
 
 def _seed(seed: int, epoch: int, rank: int, step: int) -> int:
@@ -185,8 +202,13 @@ def accelerator_of(training: TrainingSettings) -> tuple[str, int, str]:
     return "gpu" if on_gpu else "cpu", devices, "bf16-mixed" if bf16 else "32-true"
 
 
-def make_trainer(training: TrainingSettings, callbacks: Sequence[Callback], epochs: int, *, first_is_shorter: bool = False) -> lightning.Trainer:
-    """With `first_is_shorter` the trainer asks before each epoch how many batches there are: one that was resumed in the middle has fewer."""
+def make_trainer(
+    training: TrainingSettings, callbacks: Sequence[Callback], epochs: int, *, first_is_shorter: bool = False, judged_first: bool = False
+) -> lightning.Trainer:
+    """With `first_is_shorter` the trainer asks before each epoch how many batches there are: one that was resumed in the middle has fewer.
+
+    With `judged_first` the validation split is gone through before the first step, too.
+    """
     accelerator, devices, precision = accelerator_of(training)
     machines = (torchrun_shape() or (devices, 1))[1]
     return lightning.Trainer(
@@ -207,7 +229,7 @@ def make_trainer(training: TrainingSettings, callbacks: Sequence[Callback], epoc
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        num_sanity_val_steps=0,
+        num_sanity_val_steps=-1 if judged_first else 0,
         use_distributed_sampler=False,
     )
 

@@ -40,7 +40,18 @@ def scores(model: SAM | DIN, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tenso
         yield layer(keys_BLD, mask_BL, query_BCD, *([torch.randn_like(query_BCD)] if isinstance(model, SAM) else []))[0]  # whatever the memory is
 
 
-@pytest.mark.parametrize(("kind", "weights"), [("sam", "sigmoid"), ("din", "sigmoid"), ("din", "linear")])
+FORMS = [
+    ("sam", "sigmoid"),
+    ("sam", "scaled_sigmoid"),
+    ("sam", "softmax"),
+    ("sam", "softmax_eps"),
+    ("din", "sigmoid"),
+    ("din", "linear"),
+    ("din", "softmax"),
+]
+
+
+@pytest.mark.parametrize(("kind", "weights"), FORMS)
 @torch.no_grad()
 def test_weights_start_as_a_function_of_the_inner_product(kind: str, weights: str) -> None:
     changes: dict[str, Any] = {"attention_init": "similarity", "attention_weights": weights}
@@ -51,7 +62,14 @@ def test_weights_start_as_a_function_of_the_inner_product(kind: str, weights: st
     model.start_attention(ITEMS, CATEGORIES)
     keys_BLD, mask_BL, _, query_BCD = random_inputs(model, (1, 9, 4), seed=1)  # type: ignore[arg-type]
     unit_BCL = (2 * (query_BCD @ keys_BLD.transpose(1, 2) - mean) / spread - 2).sigmoid()
-    expected = unit_BCL if weights == "linear" else (6 * unit_BCL - 3).sigmoid()
+    score_BCL = 6 * unit_BCL - 3
+    powers_BCL = (score_BCL - score_BCL.amax(-1, keepdim=True)).exp()
+    expected = {
+        "linear": unit_BCL,
+        "sigmoid": score_BCL.sigmoid(),
+        "softmax": score_BCL.softmax(-1),
+        "softmax_eps": powers_BCL / (powers_BCL.sum(-1, keepdim=True) + 0.01),
+    }[weights.removeprefix("scaled_")]
     for found in scores(model, keys_BLD, mask_BL, query_BCD):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from longtrail.config import (
     SIMSettings,
     TWINSettings,
 )
-from longtrail.models.contracts import Ranker, Retriever, RowRetriever
+from longtrail.models.contracts import Grows, Ranker, Retriever, RowRetriever
 from longtrail.models.encoders.markov import Markov
 from longtrail.models.masks import padding_mask
 from longtrail.models.registry import MODELS, build_model
@@ -184,6 +185,23 @@ def test_every_model_on_disk(settings: Any, tmp_path: Path) -> None:
         else:
             assert isinstance(model, RowRetriever if settings.kind == "markov" else Retriever)
             assert torch.equal(model.eval().user_vectors(make_history()), loaded.user_vectors(make_history()))
+
+
+@names(RANKERS | RETRIEVERS)
+def test_what_grows_with_the_data_says_so(settings: Any) -> None:
+    """A tensor with a row for each item, category or action is in its part's `axes`: training that goes on from newer data finds it there."""
+    model = build_model(settings, SIZES)
+    parts, before = dict(model.named_modules()), model.state_dict()
+    for field in ("items", "categories", "actions"):
+        larger = build_model(settings, replace(SIZES, **{field: getattr(SIZES, field) + 1})).state_dict()
+        grown = {name for name in before if before[name].shape != larger[name].shape}
+        declared = set()
+        for name in before:
+            owner, _, leaf = name.rpartition(".")
+            part = parts[owner]
+            if isinstance(part, Grows) and part.axes.get(leaf) == field:
+                declared.add(name)
+        assert grown == declared, field
 
 
 def test_every_kind_of_the_registry_is_held_to_the_contracts() -> None:

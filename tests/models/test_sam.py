@@ -317,10 +317,11 @@ def test_without_actions_it_is_the_papers_model() -> None:
         assert torch.equal(model(history, candidates, context), model(other, candidates, context))
 
 
-def test_few_weights_at_first() -> None:
+@pytest.mark.parametrize("weights", ["sigmoid", "scaled_sigmoid"])
+def test_few_weights_at_first(weights: str) -> None:
     """attention_init: log_length starts with weights that sum to about 8 at max_history, instead of about half of it."""
     for init, low, high in (("zero", 0.2, 0.8), ("log_length", 0.002, 0.03)):
-        model = make_sam(attention_init=init, max_history=1000)
+        model = make_sam(attention_init=init, attention_weights=weights, max_history=1000)
         keys_BLD, mask_BL, _, query_BCD = random_inputs(model, (1, 50, 4), seed=1)
         with torch.no_grad():
             mean = attention(model, 0)(keys_BLD, mask_BL, query_BCD, query_BCD)[0].mean().item()

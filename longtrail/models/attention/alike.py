@@ -11,21 +11,29 @@ from torch import Tensor
 
 @torch.no_grad()
 def start_alike(
-    first_4DH: Tensor, bias_H: Tensor, last_H: Tensor, last_bias: Tensor | None, similarity: tuple[float, float], *, product: int, squashed: bool
+    first_4DH: Tensor,
+    bias_H: Tensor,
+    last_H: Tensor,
+    last_bias: Tensor | None,
+    similarity: tuple[float, float],
+    *,
+    product: int,
+    squashed: bool,
+    scale: float,
 ) -> None:
     """Half of the units become sigmoid(2 s - 2), s = (q · k - mean) / spread; the other half stays as it is.
 
     `product` is the place of q * k among the first layer's four blocks. What those units say of a pair runs from 0 to 1, or from -3 to 3 where the
-    scores are `squashed` into weights afterwards.
+    scores, times `scale`, are `squashed` into weights afterwards.
     """
     mean, spread = similarity
     half = max(1, len(last_H) // 2)
     first_4DH[:, :, :half] = 0
     first_4DH[product, :, :half] = 2 / spread
     bias_H[:half] = -2 * mean / spread - 2
-    last_H[:half] = (6 if squashed else 1) / half
+    last_H[:half] = (6 / scale if squashed else 1) / half
     if squashed and last_bias is not None:
-        last_bias.fill_(-3)
+        last_bias.fill_(-3 / scale)
 
 
 @torch.no_grad()

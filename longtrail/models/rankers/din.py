@@ -34,6 +34,7 @@ class TargetAttention(nn.Module):
     def __init__(self, width: int, hidden: Sequence[int], kind: Normaliser) -> None:
         super().__init__()
         self.kind = kind
+        self.scale = width**-0.5 if kind == "softmax" else 1.0
         self.first = glorot(4, width, hidden[0], inputs=4 * width, outputs=hidden[0])
         self.first_bias = nn.Parameter(torch.zeros(hidden[0]))
         pairs = list(pairwise(hidden))
@@ -47,9 +48,8 @@ class TargetAttention(nn.Module):
         plain_q, plain_k, minus, times = self.first.transpose(1, 2)  # each [H, D]
         weights_BCHD = query_BCD.unsqueeze(2) * times + (plain_k - minus)
         bias_BCH = query_BCD @ (plain_q + minus).T + self.first_bias
-        scale = keys_BLD.shape[-1] ** -0.5 if self.kind == "softmax" else 1.0
         if not self.middle:
-            return attend(keys_BLD, mask_BL, PairLayer(weights_BCHD, bias_BCH, self.last, self.last_bias, self.kind, scale))
+            return attend(keys_BLD, mask_BL, PairLayer(weights_BCHD, bias_BCH, self.last, self.last_bias, self.kind, self.scale))
 
         def score(weights: Tensor, bias: Tensor) -> Tensor:
             hidden_BCHL = pair_hidden(keys_BLD, weights, bias)
@@ -58,7 +58,7 @@ class TargetAttention(nn.Module):
             return pair_dense(hidden_BCHL, self.last.unsqueeze(0)).squeeze(2)
 
         scores_BCL = blockwise(score, weights_BCHD, bias_BCH, keys_BLD.shape[1])
-        a_BCL = normalised(scores_BCL if self.last_bias is None else scores_BCL.add_(self.last_bias), mask_BL, self.kind, scale)
+        a_BCL = normalised(scores_BCL if self.last_bias is None else scores_BCL.add_(self.last_bias), mask_BL, self.kind, self.scale)
         return a_BCL, pooled(a_BCL, keys_BLD)
 
 
@@ -77,7 +77,8 @@ class DIN(nn.Module):
         """attention_init: similarity, once item vectors have their start. Items int64 [n], as often as people meet them, and their categories."""
         if self.settings.attention_init == "similarity":
             layer, similarity = self.attention, self.embedding.similarity(items_n, categories_n)
-            start_alike(layer.first, layer.first_bias, layer.last, layer.last_bias, similarity, product=3, squashed=layer.kind != "linear")
+            first, last = (layer.first, layer.first_bias), (layer.last, layer.last_bias)
+            start_alike(*first, *last, similarity, product=3, squashed=layer.kind != "linear", scale=layer.scale)
 
     def forward(self, history: History, candidates: Candidates, context: Context) -> Tensor:
         """Logits [B, C]."""

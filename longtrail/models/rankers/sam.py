@@ -90,7 +90,7 @@ class AttentionPass(nn.Module):
         self.first_bias = nn.Parameter(torch.zeros(units))
         self.second = glorot(units, inputs=units, outputs=1)
         few = -math.log(max(1.0, settings.max_history / 8)) if settings.attention_init == "log_length" else 0.0
-        self.second_bias = nn.Parameter(torch.full((), few)) if self.weights.biased else None
+        self.second_bias = nn.Parameter(torch.full((), few / self.scale)) if self.weights.biased else None
         self.compress = glorot(settings.max_history, compression, inputs=settings.max_history, outputs=compression) if compression else None
         self.compress_bias = nn.Parameter(torch.zeros(compression)) if compression else None
 
@@ -133,7 +133,8 @@ class SAM(nn.Module):
             similarity = self.embedding.similarity(items_n, categories_n)
             for layer in self.passes:
                 assert isinstance(layer, AttentionPass)
-                start_alike(layer.first, layer.first_bias, layer.second, layer.second_bias, similarity, product=1, squashed=True)
+                first, last = (layer.first, layer.first_bias), (layer.second, layer.second_bias)
+                start_alike(*first, *last, similarity, product=1, squashed=True, scale=layer.scale)
 
     def forward(self, history: History, candidates: Candidates, context: Context) -> Tensor:
         """Logits [B, C]."""

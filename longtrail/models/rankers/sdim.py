@@ -20,6 +20,8 @@ from longtrail.models.embedding import BehaviourEmbedding
 from longtrail.models.head import Head
 from longtrail.models.masks import padding_mask
 
+SUMS_AT_ONCE = 32  # of a product: what is in which signature, [B, 32, L], takes no more than the keys, which are read once for all of them
+
 
 class SDIM(nn.Module):
     """Ranker."""
@@ -51,15 +53,20 @@ class SDIM(nn.Module):
 
     def read(self, keys_BLD: Tensor, mask_BL: Tensor, query_BCD: Tensor) -> Tensor:
         """u [B, C, D]. With fewer candidates than signatures, only the sums that are asked for are made (R = C); else every one, once (R = S)."""
-        signatures_BLM, asked_BCM = self.signatures(keys_BLD).masked_fill(~mask_BL.unsqueeze(-1), -1), self.signatures(query_BCD)
-        asked_BMC, S = asked_BCM.transpose(1, 2), 2**self.settings.bits
+        signatures_BML = self.signatures(keys_BLD).masked_fill(~mask_BL.unsqueeze(-1), -1).transpose(1, 2)
+        asked_BMC, S = self.signatures(query_BCD).transpose(1, 2), 2**self.settings.bits
         few = asked_BMC.shape[2] < S
         summed_BMR = asked_BMC if few else torch.arange(S, device=keys_BLD.device, dtype=torch.int16).expand(*asked_BMC.shape[:2], S)
-        keys_BLD = at_least_float32(keys_BLD)
-        with torch.autocast(keys_BLD.device.type, enabled=False):
-            within_BMRL = (signatures_BLM.transpose(1, 2).unsqueeze(2) == summed_BMR.unsqueeze(3)).to(keys_BLD.dtype)
-            sums_BMRD = (within_BMRL.flatten(1, 2) @ keys_BLD).unflatten(1, summed_BMR.shape[1:])
-        unit_BMRD = functional.normalize(sums_BMRD, dim=-1, eps=1e-6)
+        at_once = max(1, SUMS_AT_ONCE // summed_BMR.shape[2])
+        pairs = zip(signatures_BML.split(at_once, 1), summed_BMR.split(at_once, 1), strict=True)
+        unit_BMRD = functional.normalize(torch.cat([sums(at_least_float32(keys_BLD), *pair) for pair in pairs], dim=1), dim=-1, eps=1e-6)
         if not few:
             unit_BMRD = unit_BMRD.gather(2, asked_BMC.long().unsqueeze(-1).expand(-1, -1, -1, keys_BLD.shape[-1]))
         return unit_BMRD.mean(1)
+
+
+def sums(keys_BLD: Tensor, signatures_BML: Tensor, summed_BMR: Tensor) -> Tensor:
+    """[B, M, R, D]: of hash m the keys whose signature is the r-th of `summed`, added up."""
+    with torch.autocast(keys_BLD.device.type, enabled=False):
+        within_BMRL = (signatures_BML.unsqueeze(2) == summed_BMR.unsqueeze(3)).to(keys_BLD.dtype)
+        return (within_BMRL.flatten(1, 2) @ keys_BLD).unflatten(1, summed_BMR.shape[1:])

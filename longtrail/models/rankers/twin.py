@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from longtrail.config import TWINSettings
-from longtrail.models.contracts import Candidates, Context, History, Sizes
+from longtrail.models.contracts import Axis, Candidates, Context, History, Sizes
 from longtrail.models.items.dense import known
 from longtrail.models.lookup import look_up
 from longtrail.models.rankers.two_stage import Searcher, TwoStageRanker
@@ -24,6 +24,7 @@ class CrossBias(nn.Module):
 
     def __init__(self, sizes: Sizes, heads: int) -> None:
         super().__init__()
+        self.axes: dict[str, Axis] = {"actions": "actions"}
         self.actions = nn.Parameter(torch.zeros(sizes.actions + 1, heads))
         self.gaps = nn.Parameter(torch.zeros(GAPS + 1, heads))  # row 0 is padding
 
