@@ -62,6 +62,7 @@ class RetrievalRows:
     items_n: Ints  # the targets
     times_n: Ints  # UTC µs
     lengths_n: Ints  # events available at the request
+    seen_n: Ints  # distinct items of them, which are left out
     ranks_n: Ints  # from 1 over the whole catalogue less what the user had seen; 0: the model does not know the item
     lists_nK: Ints
     seen_before: int  # targets left out, because what the user had seen is never recommended
@@ -178,13 +179,13 @@ def predict_retrieval(
         known = torch.from_numpy(np.where(targets_B <= index.items, targets_B, 0))
         user_BD = module.user_vectors(batch.to(device).history)  # type: ignore[operator]
         ids_BK, _, ranks_B = index.topk_and_ranks(user_BD, known, k, exclude=seen)
-        columns = (users_B, targets_B, batch.times_B.numpy(), lengths_B, ranks_B.cpu().numpy(), ids_BK.cpu().numpy())
+        columns = (users_B, targets_B, batch.times_B.numpy(), lengths_B, np.diff(seen.offsets_B), ranks_B.cpu().numpy(), ids_BK.cpu().numpy())
         parts.append(tuple(values[new_B] for values in columns))
         seen_before += int((~new_B).sum())
-    users_n, items_n, times_n, lengths_n, ranks_n, lists_nK = (np.concatenate(values) for values in zip(*parts, strict=True))
+    users_n, items_n, times_n, lengths_n, seen_n, ranks_n, lists_nK = (np.concatenate(values) for values in zip(*parts, strict=True))
     return RetrievalRows(
-        users_n=users_n, items_n=items_n, times_n=times_n, lengths_n=lengths_n, ranks_n=ranks_n, lists_nK=lists_nK, seen_before=seen_before,
-        catalogue=features.catalogue.items,
+        users_n=users_n, items_n=items_n, times_n=times_n, lengths_n=lengths_n, seen_n=seen_n, ranks_n=ranks_n, lists_nK=lists_nK,
+        seen_before=seen_before, catalogue=features.catalogue.items,
     )  # fmt: skip
 
 

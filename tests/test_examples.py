@@ -236,7 +236,7 @@ def test_since_an_instant_only_newer_events_are_targets(
     since = int(np.quantile([micro(event["timestamp"]) for events in past.values() for event in events], share))
     wanted, met = [], []
     for user, events in past.items():
-        old = sum(micro(event["timestamp"]) < since for event in events)
+        old = next((place for place, event in enumerate(events) if micro(event["timestamp"]) >= since), len(events))
         wanted += [(user, event["item_id"]) for event in events[old:]] if len(events) > max(old, 1) else []
     for batch in SequenceBatches(features, max_history=max_history, batch_size=6, seed=0, since=since):
         for b, user in enumerate(batch.users_B.tolist()):

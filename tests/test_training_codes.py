@@ -197,6 +197,16 @@ def test_later_items_land_beside_the_items_of_their_group(how: Any) -> None:
     assert away < 0.4 * 64 / 3  # two uniform codes are a third of 64 apart on average
 
 
+@pytest.mark.parametrize("items", [3, 60])
+def test_of_fewer_items_than_codes_later_ones_take_only_codes_that_somebody_has(items: int) -> None:
+    """The pieces of the other codes have learnt nothing. Touched or not."""
+    matrix_UN = csr_matrix(np.concatenate([np.zeros((300, 1)), tastes(300, items + 40).toarray(), np.zeros((300, 5))], axis=1))
+    old = assign(svd_components(matrix_UN[:, 1 : items + 1], 2, seed=0), 2, 256, seed=0)
+    found_NM = extend_codes(old.codes_NM, old.levels_Mb, matrix_UN, seed=0)
+    for k in range(2):
+        assert np.isin(found_NM[items + 1 :, k], old.codes_NM[1:, k]).all()
+
+
 def test_later_items_that_nobody_touched_are_coded_by_chance() -> None:
     matrix_UN = csr_matrix(np.concatenate([np.zeros((50, 1)), tastes(50, 40).toarray(), np.zeros((50, 400))], axis=1))
     old = assign(svd_components(matrix_UN[:, 1:41], 2, seed=0), 2, 16, seed=0)

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from longtrail.config import BERT4RecSettings, GRU4RecSettings, IFASettings, RecJPQItemsSettings, SASRecSettings, SIMSettings
+from longtrail.config import (
+    BERT4RecSettings,
+    DINSettings,
+    GRU4RecSettings,
+    IFASettings,
+    RecJPQItemsSettings,
+    SASRecSettings,
+    SIMSettings,
+    TWINSettings,
+)
 from longtrail.examples import FeatureSet, RankingBatches, SequenceBatches
 from longtrail.models.head import MaskedBatchNorm
 from longtrail.models.registry import build_model
@@ -59,6 +68,23 @@ def gradients(learner: Any, batches: list[Any]) -> dict[str, torch.Tensor]:
         (learner.training_step(batch, i) / len(batches)).backward()
     learner.on_before_optimizer_step(None)
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in learner.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "spared"),
+    [
+        (DINSettings(width=4, attention_hidden=(5, 3), weight_decay=0.1), "model.attention.middle_bias.0"),
+        (TWINSettings(width=4, weight_decay=0.1), "model.bias.gaps"),
+    ],
+)
+def test_weight_decay_spares_biases_of_any_shape(features: FeatureSet, settings: Any, spared: str) -> None:
+    learner = learner_of(features, settings)
+    rates = {id(p): group["weight_decay"] for group in learner.configure_optimizers().param_groups for p in group["params"]}
+    found = {name: rates[id(p)] for name, p in learner.named_parameters()}
+    assert found[spared] == 0 and found["model.embedding.items.table"] == 0.1
+    assert all(
+        rate == (0.1 if p.ndim > 1 and "bias" not in name else 0) for (name, p), rate in zip(learner.named_parameters(), found.values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)

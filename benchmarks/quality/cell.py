@@ -86,7 +86,7 @@ def judge(model: Any, features: Any, board: Board) -> dict[str, float]:
     else:
         rows = predict_retrieval(model.module, features, "test", k=10)
         result = judge_retrieval(rows, features, settings)
-        sampled = sampled_metrics(rows.ranks_n, features.catalogue.items - rows.lengths_n - 1, 10)
+        sampled = sampled_metrics(rows.ranks_n, rows.catalogue - rows.seen_n - 1, 10)
     return {name: float(e.value) for name, e in result.metrics.items() if e.value is not None} | sampled
 
 

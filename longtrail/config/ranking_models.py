@@ -41,7 +41,7 @@ class RankerSettings(WithItems):
 
     def idle(self) -> Iterator[tuple[str, str]]:
         if not self.listwise and not self._looks_across():
-            yield "sampled_candidates", "listwise: 0: candidates without a label reach no other part of the loss"
+            yield "sampled_candidates", "listwise: 0: no part of the loss looks at candidates without a label"
 
     def _looks_across(self) -> bool:
         """Whether a candidate's logit depends on the others."""

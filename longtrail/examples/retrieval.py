@@ -48,12 +48,12 @@ class SequenceBatches:
 
     Every event of the training period of a user who has at least two there is a target exactly once: in `targets_BL`, or, the very first of
     a user, which nothing precedes, in `first_targets_B`. Windows are cut from the newest event backwards and do not overlap. With `since`
-    (UTC µs) only events from then on are targets; what came before them is context. The order is a pure function of (seed, epoch).
+    (UTC µs) a user's targets begin with the first event from then on; what came before it is context. The order is a pure function of (seed, epoch).
     """
 
     def __init__(self, features: FeatureSet, *, max_history: int, batch_size: int, seed: int | None, since: int | None = None) -> None:
         self.features, self.max_history, self.seed, self.epoch = features, max_history, seed, 0
-        self.first_U = np.zeros_like(features.train_lengths) if since is None else _events_before(features, since)
+        self.first_U = np.zeros_like(features.train_lengths) if since is None else _first_since(features, since)
         self.users_W, self.stops_W, self.inputs_W, self.counts_W = _windows(features.train_lengths, max_history, self.first_U)
         if len(self.users_W) == 0:
             of = "" if since is None else f" with the second at or after {since} µs"
@@ -183,11 +183,17 @@ def seen_items(features: FeatureSet, users_B: NDArray[Any], history_length_B: ND
     return np.searchsorted(keys, np.arange(B + 1) * span), keys % span
 
 
-def _events_before(features: FeatureSet, since: int) -> Ints:
-    """int64 [U + 1]: events of each user's training period before the instant `since` (µs); index 0 is unused."""
+def _first_since(features: FeatureSet, since: int) -> Ints:
+    """int64 [U + 1]: the place in each user's training period of the first event at or after `since` (µs), its length where there is none.
+
+    A history stands in the order in which its events could be known. One that came late may stand behind that place: it is new to a model, too.
+    """
     flat = features.history.flat(np.arange(1, features.users + 1), features.train_lengths[1:])
-    before = np.concatenate([[0], np.cumsum(flat.times < since)])
-    return np.concatenate([[0], np.diff(before[flat.offsets_B1])])
+    newer = np.flatnonzero(flat.times >= since)
+    owners, first = np.unique(np.searchsorted(flat.offsets_B1, newer, side="right") - 1, return_index=True)
+    places_U = np.diff(flat.offsets_B1)
+    places_U[owners] = newer[first] - flat.offsets_B1[owners]
+    return np.concatenate([[0], places_U])
 
 
 def _windows(lengths_U: Ints, max_history: int, first_U: Ints) -> tuple[Ints, Ints, Ints, Ints]:

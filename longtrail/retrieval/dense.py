@@ -93,9 +93,11 @@ class DenseIndex:
 
 
 def best_columns(scores_bN: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best columns of each row, ties by lower column; short rows are filled with column 0 and -inf."""
+    """The k best columns of each row, ties by lower column; short rows are filled with column 0 and -inf. Raises ModelError for NaN and inf."""
     take = min(k, scores_bN.shape[1] - 1)
     values, ids = scores_bN.topk(take, dim=1, sorted=True)
+    if not (values[:, :1] < torch.inf).all():  # topk puts NaN first
+        raise ModelError("scores overflow float32: user or item vectors are too large")
     cut = values[:, -1:]
     # torch.topk picks among equal scores as it likes; where a tie straddles the cut, take its lowest ids instead.
     straddles = ((scores_bN == cut).sum(1) > (values == cut).sum(1)) & (cut[:, 0] > -torch.inf)

@@ -128,19 +128,20 @@ def extend_codes(codes_NM: Codes, levels_Mb: NDArray[np.float32], matrix_UN: csr
 
     Ours. A user's component is the sum over the older items they touched (each read from its code: `levels_Mb`), a new item's is told by its users':
     a line through their sum and their mean, as fits the older items best. For a singular vector v that is the projection Mᵀ M v / σ² by which it is
-    continued to a new column (the mean then has no say); factors of BPR lie in the mean. The item takes the code whose level is nearest. An item
-    that no user of older items touched is coded by chance.
+    continued to a new column (the mean then has no say); factors of BPR lie in the mean. The item takes the code whose level is nearest, among those
+    that an older item has. An item that no user of older items touched is coded by chance.
     """
     rng = np.random.default_rng(seed)
     old, new = len(codes_NM), matrix_UN.shape[1] - len(codes_NM)
-    M, b = levels_Mb.shape
+    M = len(levels_Mb)
     values_NM = np.zeros((matrix_UN.shape[1], M))
     values_NM[1:old] = levels_Mb[np.arange(M), codes_NM[1:]]
     known_U = np.asarray(matrix_UN[:, :old].sum(1)).ravel()
     users_UM = matrix_UN @ values_NM
     sums_NM, reach_N = matrix_UN.T @ users_UM, matrix_UN.T @ (known_U > 0)
     means_NM = (matrix_UN.T @ (users_UM / np.maximum(known_U, 1)[:, None])) / np.maximum(reach_N, 1)[:, None]
-    codes_nM = rng.integers(b, size=(new, M)).astype(np.uint8)
+    held = [np.unique(codes_NM[1:, k]) for k in range(M)]  # fewer items than codes leave codes whose pieces nothing has trained
+    codes_nM = np.stack([rng.choice(held_h, new) for held_h in held], axis=1)
     touched_o, touched_n = np.flatnonzero(reach_N[:old] > 0), np.flatnonzero(reach_N[old:] > 0)
     for k in np.flatnonzero(np.ptp(levels_Mb, axis=1) > 0):
         known_N3 = np.stack([sums_NM[:, k], means_NM[:, k], np.ones(len(reach_N))], axis=1)
@@ -148,8 +149,8 @@ def extend_codes(codes_NM: Codes, levels_Mb: NDArray[np.float32], matrix_UN: csr
         line_3 = np.linalg.lstsq(known_N3[touched_o] / scale_3, values_NM[touched_o, k], rcond=None)[0]
         value_n = known_N3[old + touched_n] / scale_3 @ line_3
         value_n = value_n + rng.normal(0, NOISE * np.ptp(levels_Mb[k]), len(value_n))
-        cuts = (levels_Mb[k, 1:] + levels_Mb[k, :-1]) / 2
-        codes_nM[touched_n, k] = np.searchsorted(cuts, value_n)
+        levels_h = levels_Mb[k, held[k]]
+        codes_nM[touched_n, k] = held[k][np.searchsorted((levels_h[1:] + levels_h[:-1]) / 2, value_n)]
     return np.concatenate([codes_NM, codes_nM])
 
 

@@ -30,6 +30,11 @@ from longtrail.training.interactions import interaction_matrix
 log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
+# Settings of how a model learns or where it starts: training may go on with others. All else is what the weights mean.
+_STEPS = {"learning_rate", "weight_decay", "weight_average", "batch_size", "max_epochs", "patience", "dropout", "max_history"}
+_LOSS = {"loss", "negatives", "gbce_t", "gbce_prior", "mask_share", "max_masked", "listwise", "sampled_candidates", "relation_dropout"}
+_STARTS = {"item_start", "attention_init", "prior_events", "temperature", "half_life_days"}
+LEARNING = frozenset(_STEPS | _LOSS | _STARTS)
 LEAST_KNOWN = 0.5  # share of a model's items that must still be there, our choice: with less it is another log
 
 
@@ -40,14 +45,15 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
 
     A new item starts as what the people who touched it had touched before (`neighbour_vectors`), in RecJPQ with the codes that lie nearest to
     that; a new category as the mean of the known ones; a new action as it was built. Raises ModelError naming what does not fit: items,
-    categories or actions that are no longer there, or a weight of another shape.
+    categories or actions that are no longer there, a weight of another shape, or other settings (but those in LEARNING).
     """
     card, before, after = previous.card, previous.module.state_dict(), module.state_dict()
     places_N, places_C = _places(previous, features)
-    strangers = sorted(before.keys() ^ after.keys())
+    other, strangers = _differences(card.settings, getattr(module, "settings", card.settings)), sorted(before.keys() ^ after.keys())
     if strangers:
-        other = _differences(card.settings, getattr(module, "settings", card.settings))
         raise ModelError(f"model {card.name}: weight {strangers[0]} is not in both models; expected the settings it was trained with{other}")
+    if other:
+        raise ModelError(f"model {card.name}: expected the settings it was trained with{other}")
     parts = dict(module.named_modules())
     items, categories = _Rows(places_N, features.sizes.items + 1), _Rows(places_C, features.sizes.categories + 1)
     matrix_UN = items.columns(interaction_matrix(features, binary=True))
@@ -85,7 +91,7 @@ def _differences(before: Any, after: Any) -> str:
         now = getattr(after, name, None)
         if isinstance(value, BaseModel) and isinstance(now, BaseModel):
             found += [_differences(value, now).removeprefix(": ")]
-        elif value != now:
+        elif value != now and name not in LEARNING:
             found += [f"{name} was {value!r}, is {now!r}"]
     return f": {text}" if (text := ", ".join(filter(None, found))) else ""
 

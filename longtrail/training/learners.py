@@ -52,12 +52,13 @@ class Learner(lightning.LightningModule):
         self._step_weight = 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; weight decay spares biases, scales and the other vectors (our choice, as is usual)."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.settings.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        """AdamW; weight decay spares biases, whatever their shape, scales and the other vectors (our choice, as is usual)."""
+        decayed: list[nn.Parameter] = []
+        spared: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                (decayed if parameter.ndim > 1 and "bias" not in name else spared).append(parameter)
+        groups = [{"params": decayed, "weight_decay": self.settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
         optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.settings.learning_rate)
         if self.optimiser_state:
             optimiser.load_state_dict({**optimiser.state_dict(), "state": {i: dict(state) for i, state in self.optimiser_state.items()}})

@@ -70,6 +70,8 @@ def test_no_users():
         (torch.ones(1, 3), torch.ones(3, 2), None, r"expected \[users, 2\]"),
         (torch.ones(1, 2), torch.ones(1, 2), None, "at least one item"),
         (torch.ones(2, 2), torch.ones(3, 2), csr([[1]]), r"2 offsets; expected 3"),
+        (torch.full((1, 2), 10.0), torch.tensor([[0.0, 0], [1, 1], [3e38, -3e38]]), None, "scores overflow float32"),
+        (torch.full((1, 2), 10.0), torch.full((2, 2), 3e38), None, "scores overflow float32"),
     ],
 )
 def test_bad_input_is_named(user, item, exclude, message):

@@ -11,6 +11,7 @@ No use of the interpreter's lock: threads run side by side.
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -358,7 +359,7 @@ def pair_scores(keys_LD: Floats, n: int, weights_CHD: Floats, bias_CH: Floats, l
     if spare := -len(last_H) % GROUP:  # units that count for nothing
         weights_CHD, bias_CH = np.pad(weights_CHD, ((0, 0), (0, spare), (0, 0))), np.pad(bias_CH, ((0, 0), (0, spare)))
         last_H = np.pad(last_H, (0, spare))
-    scores_CL = np.empty((len(weights_CHD), len(keys_LD)), np.float32)
+    scores_CL = torch.empty(len(weights_CHD), len(keys_LD)).numpy()  # torch's memory, so that what measures torch's sees it
     scores_CL[:, n:] = 0
     flat = (np.ascontiguousarray(x).reshape(-1) for x in (weights_CHD, bias_CH, last_H))
     _scores(
