@@ -34,6 +34,7 @@ class Board(Settings):
     split: SplitSettings
     simulated: LongMemory | None = None  # made, not read from the data
     rows_are_ordered: bool = False  # the file has no times: its row numbers are taken for seconds
+    drawn: Positive | None = None  # the file says what people bought, not what they were shown: so many others stand in a list with each (drawn.py)
     newest_requests: Positive | None = None  # ranking: train on this many newest requests of the training period, as a daily job would
     metrics: tuple[str, ...]  # columns of the table, the first is the one models are compared by
     baseline: str  # a model that has not beaten this one has learnt nothing
@@ -44,17 +45,20 @@ class Board(Settings):
     @property
     def data_key(self) -> str:
         """Digest of what decides the features that the models train on."""
-        return self._digest({"dataset", "split", "simulated", "rows_are_ordered"})
+        return self._digest(self._of_data())
 
     @property
     def protocol(self) -> str:
         """Digest of all that decides a cell beside its model's settings and its seed."""
-        return self._digest({"dataset", "split", "simulated", "rows_are_ordered", "newest_requests", "training"})
+        return self._digest(self._of_data() | {"newest_requests", "training"})
 
     def is_current(self, cell: Mapping[str, Any]) -> bool:
         """Whether a recorded cell was trained as the board says now. What the code did then, only its `commit` tells."""
         model = self.models.get(cell["model"])
         return model is not None and cell.get("protocol") == self.protocol and cell["settings"] == model.model_dump(mode="json")
+
+    def _of_data(self) -> set[str]:
+        return {"dataset", "split", "simulated", "rows_are_ordered"} | ({"drawn"} if self.drawn else set())
 
     def _digest(self, names: set[str]) -> str:
         return hashlib.sha256(json.dumps(self.model_dump(mode="json", include=names), sort_keys=True).encode()).hexdigest()[:12]

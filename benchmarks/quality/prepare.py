@@ -11,6 +11,7 @@ import yaml
 from filelock import FileLock
 
 from benchmarks.quality.board import Board
+from benchmarks.quality.drawn import write_drawn
 from benchmarks.quality.long_memory import write_long_memory
 from components.build_features import build_features
 from components.ingest import ingest
@@ -54,7 +55,10 @@ def _params(board: Board, *, data: Path, folder: Path) -> dict[str, object]:
     dataset = {key: value.replace("{data}", str(data)) if isinstance(value, str) else value for key, value in dataset.items()}
     if "{data}" in str(board.dataset.model_dump().get("source")) and not Path(str(dataset["source"])).exists():
         raise DatasetError(f"{dataset['source']}: no such file; expected it in the folder that --data names")
-    if board.rows_are_ordered:
+    if board.drawn is not None:
+        write_drawn(Path(str(dataset["source"])), folder / "drawn.parquet", drawn=board.drawn)
+        dataset["source"] = str(folder / "drawn.parquet")
+    elif board.rows_are_ordered:
         dataset["source"] = str(_with_times(Path(str(dataset["source"])), folder / "ordered.parquet"))
     # A log of the past is taken as it is: these bounds are for logs that come every day.
     bounds = {"max_new_item_share": 1.0, "max_duplicate_share": 1.0, "max_top_item_share": 1.0}
