@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,11 +73,13 @@ def package(
         copy_sources(stage)
         artifacts = stage / "artifacts"
         write_artifacts(artifacts, config=config, champion=champion, features=features, params=params, choice=choice, lineage=lineage, arms=arms)
-        write_parity(artifacts / "parity.parquet", features, retriever=champion / "retriever", ranker=champion / choice["folder"])
-        write_arms(artifacts, arms, lambda path, ranker: write_parity(path, features, retriever=champion / "retriever", ranker=ranker))
+        offline = partial(write_parity, features=features, retriever=champion / "retriever", exclude_seen=config.retrieval.exclude_seen)
+        offline(artifacts / "parity.parquet", ranker=champion / choice["folder"])
+        write_arms(artifacts, arms, lambda path, ranker: offline(path, ranker=ranker))
         rankers = [champion / choice["folder"], *arms.values()]
         write_states(artifacts / "states", rankers, features, online_history_length=config.features.online_history_length)
-        write_reference(artifacts / "reference.json", features, retriever=champion / "retriever", retrieve=config.serving.retrieve)
+        retrieve, exclude_seen = config.serving.retrieve, config.retrieval.exclude_seen
+        write_reference(artifacts / "reference.json", features, retriever=champion / "retriever", retrieve=retrieve, exclude_seen=exclude_seen)
         lineage_labels = {name: value or "" for name, value in lineage.items()}
         labels = {**choice["labels"], **lineage_labels, "manifest": seal(artifacts)}
         built = build(stage, home=Path(workshop) / "home", version=_version(lineage, choice), labels=labels)
@@ -184,7 +187,7 @@ def write_index(folder: Path, retriever: Path, config: Config) -> None:
     write(folder, load_model(retriever).module, config.retrieval)
 
 
-def write_parity(path: Path, features: Path, *, retriever: Path, ranker: Path) -> None:
+def write_parity(path: Path, features: Path, *, retriever: Path, ranker: Path, exclude_seen: bool = True) -> None:
     """Requests of the test split, from the shortest history to the longest, with the scores that evaluation gives them (serving.parity's schema)."""
     import numpy as np
     import pyarrow as pa
@@ -211,7 +214,7 @@ def write_parity(path: Path, features: Path, *, retriever: Path, ranker: Path) -
         past = {name: getattr(stored, f"{name}_BL")[0, : stored.lengths_B[0]] for name in ("items", "actions", "times")}
         logits = ranking.module(batch.history, batch.candidates, batch.context)[0]
         read = history_tensors(feature_set.history.gather(user, length, reads[1]), feature_set.catalogue)
-        seen = Exclusion(np.array([0, len(past["items"])]), past["items"])
+        seen = Exclusion(np.array([0, len(past["items"])]), past["items"]) if exclude_seen else None
         retrieved = index.topk(retrieval.module.user_vectors(read), 20, exclude=seen)[1][0]  # type: ignore[operator]
         return {
             "request_id": shown["request_id"][0].as_py(),

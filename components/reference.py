@@ -15,7 +15,7 @@ RETRIEVALS = 256  # requests whose candidates are retrieved; our choice
 _BATCH = 64
 
 
-def write_reference(path: Path, features: Path, *, retriever: Path, retrieve: int) -> None:
+def write_reference(path: Path, features: Path, *, retriever: Path, retrieve: int, exclude_seen: bool = True) -> None:
     """Histograms of the training requests' features, and beside each how far the newest requests, read as the service reads them, are from it.
 
     What a retriever chooses is not what was shown in the log, so candidates of its choice have a reference of their own:
@@ -33,7 +33,7 @@ def write_reference(path: Path, features: Path, *, retriever: Path, retrieve: in
         now, observed = (served[name][_firsts(served["request"])], served_users) if name == "history_length" else (served[name][latest], len(latest))
         made[name] = make_feature(train[name][firsts], now, training_observations=users, newest_observations=observed)
     now_items = item_values(feature_set, served["item_id"])
-    retrieved = item_values(feature_set, retrieved_items(feature_set, newest, retriever, retrieve))
+    retrieved = item_values(feature_set, retrieved_items(feature_set, newest, retriever, retrieve, exclude_seen=exclude_seen))
     for name in ITEM_FEATURES:
         made[f"{name}.{GIVEN}"] = make_feature(train[name], now_items[name], training_observations=users, newest_observations=served_users)
         made[f"{name}.{RETRIEVED}"] = make_feature(
@@ -55,7 +55,7 @@ def item_values(feature_set: FeatureSet, items: Ints) -> dict[str, Any]:
     return dict(zip(ITEM_FEATURES, (catalogue.item_events[items], rate), strict=True))
 
 
-def retrieved_items(feature_set: FeatureSet, split: str, retriever: Path, retrieve: int) -> Ints:
+def retrieved_items(feature_set: FeatureSet, split: str, retriever: Path, retrieve: int, *, exclude_seen: bool = True) -> Ints:
     """What the retriever chooses for the newest RETRIEVALS users of a split, one after another."""
     import torch
 
@@ -77,7 +77,7 @@ def retrieved_items(feature_set: FeatureSet, split: str, retriever: Path, retrie
             ends = np.concatenate([[0], np.cumsum(history.lengths_B)])
             seen = history.items_BL[np.arange(history.items_BL.shape[1]) < history.lengths_B[:, None]]
             vectors = model.module.user_vectors(history_tensors(history, feature_set.catalogue))  # type: ignore[operator]
-            items_BK, _ = index.topk(vectors, retrieve, exclude=Exclusion(ends, seen))
+            items_BK, _ = index.topk(vectors, retrieve, exclude=Exclusion(ends, seen) if exclude_seen else None)
             found.append(items_BK.numpy().ravel())
     items = np.concatenate(found)
     return items[items > 0]

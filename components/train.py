@@ -74,6 +74,7 @@ def train_model(
         "ranking_metric": config.selection.ranking.metric,
         "since": since,
         "previous": None if previous is None else load_previous(previous),
+        "exclude_seen": config.retrieval.exclude_seen,
     }
     if not is_main_process():  # on several devices Lightning starts this command again for each; the first one writes
         train(feature_set, settings, name, config.training, **arguments)
@@ -134,6 +135,8 @@ def hash_settings(config: Config, name: str) -> str:
     values: dict[str, Any] = {"model": config.models[name].model_dump(mode="json"), "training": config.training.model_dump(mode="json")}
     if config.models[name].stage == "ranking":
         values["metric"] = config.selection.ranking.metric  # early stopping's
+    elif not config.retrieval.exclude_seen:
+        values["exclude_seen"] = False
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

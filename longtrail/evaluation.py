@@ -62,8 +62,8 @@ class RetrievalRows:
     items_n: Ints  # the targets
     times_n: Ints  # UTC µs
     lengths_n: Ints  # events available at the request
-    seen_n: Ints  # distinct items of them, which are left out
-    ranks_n: Ints  # from 1 over the whole catalogue less what the user had seen; 0: the model does not know the item
+    seen_n: Ints  # distinct items of them that are left out
+    ranks_n: Ints  # from 1 over the whole catalogue less what is left out; 0: the model does not know the item
     lists_nK: Ints
     seen_before: int  # targets left out, because what the user had seen is never recommended
     catalogue: int  # N
@@ -110,6 +110,7 @@ def evaluate(
         k=max(settings.k),
         max_per_user=settings.max_targets_per_user,
         index=exact_index(module, retrieval, threads=settings.threads),
+        exclude_seen=retrieval is None or retrieval.exclude_seen,
         device=device,
         batch_size=batch_size,
     )
@@ -159,14 +160,16 @@ def predict_retrieval(
     k: int,
     max_per_user: int | None = None,
     index: Index | None = None,
+    exclude_seen: bool = True,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
 ) -> RetrievalRows:
     """Retrieve for every target of `split`, over the whole catalogue less what the user had seen, and find the target's place.
 
-    A target the user had already seen is left out and counted: no list that leaves out the seen can hold it. A target newer than the model is
-    a miss. `index` holds the module's items (None: exact_index chooses). Memory is one batch's, whatever the catalogue and the split are.
-    Raises HistoryError where there is no target, ModelError where a vector is not finite.
+    A target the user had already seen is left out and counted: no list that leaves out the seen can hold it. Without `exclude_seen` nothing is
+    left out, and what people come back to counts as any other target. A target newer than the model is a miss. `index` holds the module's items
+    (None: exact_index chooses). Memory is one batch's, whatever the catalogue and the split are. Raises HistoryError where there is no target,
+    ModelError where a vector is not finite.
     """
     index = index or exact_index(module)
     batches = TargetBatches(features, split, max_history=max_history(module), batch_size=batch_size, max_per_user=max_per_user)
@@ -174,7 +177,7 @@ def predict_retrieval(
     seen_before = 0
     for batch in _progress(batches, f"retrieve {split}"):
         users_B, targets_B, lengths_B = batch.users_B.numpy(), batch.targets_B.numpy(), batch.history_length_B.numpy()
-        seen = Exclusion(*seen_items(features, users_B, lengths_B))
+        seen = Exclusion(*seen_items(features, users_B, lengths_B)) if exclude_seen else _nothing(len(users_B))
         new_B = ~_contains(seen, targets_B)
         known = torch.from_numpy(np.where(targets_B <= index.items, targets_B, 0))
         user_BD = module.user_vectors(batch.to(device).history)  # type: ignore[operator]
@@ -187,6 +190,10 @@ def predict_retrieval(
         users_n=users_n, items_n=items_n, times_n=times_n, lengths_n=lengths_n, seen_n=seen_n, ranks_n=ranks_n, lists_nK=lists_nK,
         seen_before=seen_before, catalogue=features.catalogue.items,
     )  # fmt: skip
+
+
+def _nothing(users: int) -> Exclusion:
+    return Exclusion(np.zeros(users + 1, np.int64), np.zeros(0, np.int64))
 
 
 def _owners(sets: Exclusion) -> Ints:

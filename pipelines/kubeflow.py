@@ -19,7 +19,7 @@ SECTIONS = {
     "ingest": ("dataset", "ingest"),
     "validate": ("validation", "split"),
     "build_features": ("features", "split", "ingest"),  # the engine, its memory and threads
-    "train": ("models", "pipeline", "training", "selection"),
+    "train": ("models", "pipeline", "training", "selection", "retrieval"),
     "evaluate": ("evaluation", "retrieval"),
     "select": ("selection", "models", "pipeline", "serving"),
     "ab_test": ("ab_test", "dataset"),  # in a simulated world the truth is reported beside the estimate

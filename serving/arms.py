@@ -86,6 +86,7 @@ def make_scorer(artifacts: Artifacts, ranker: LoadedModel) -> Scorer:
         catalogue=artifacts.catalogue,
         prior_click_rate=artifacts.manifest.prior_click_rate,
         index=artifacts.index,
+        exclude_seen=artifacts.exclude_seen,
     )
 
 

@@ -95,6 +95,7 @@ class Artifacts:
     retriever: LoadedModel
     ranker: LoadedModel
     index: Index
+    exclude_seen: bool  # that of RetrievalSettings
     more_rankers: Mapping[str, LoadedModel]  # by name, those of `manifest.arms`
 
     @classmethod
@@ -114,6 +115,7 @@ class Artifacts:
             retriever=retriever,
             ranker=load_model(folder / "ranker"),
             index=load_index(folder / "index", retriever.module, config.retrieval, threads=config.serving.threads),
+            exclude_seen=config.retrieval.exclude_seen,
             more_rankers={name: load_model(folder / ARMS / name) for name in manifest.arms},
         )
         _require(folder / "catalogue.parquet", "items", opened.catalogue.items, manifest.sizes.items)

@@ -35,12 +35,14 @@ class PersonalLists:
         self._retrieve = retrieve
 
     def shown(self, arm: Arm, user_id: int, candidates: Ints | None, places: int) -> Shown:
-        """`places` of `candidates` for a user (dense id); None: of the retriever's choice, less all that the store knows they have seen."""
+        """`places` of `candidates` for a user (dense id); None: of the retriever's choice, less all that the store knows they have seen
+        (unless `retrieval.exclude_seen` is false).
+        """
         retrieved, scorer = candidates is None, arm.scorer
         with self._timer("features"):
             user = read_user(self._online, scorer, user_id, retrieval=retrieved)
         if candidates is None:
-            assert user.seen is not None  # what was seen must not be recommended
+            assert user.seen is not None
             with self._timer("retrieve"):
                 candidates, _ = scorer.retrieve(user.history, self._retrieve, user.seen)
         if not len(candidates):

@@ -31,14 +31,22 @@ class Scorer:
     """Both models with what they need resident: catalogue, item statistics, item vectors."""
 
     def __init__(
-        self, *, retriever: LoadedModel, ranker: LoadedModel, catalogue: Catalogue, prior_click_rate: float, index: Index | None = None
+        self,
+        *,
+        retriever: LoadedModel,
+        ranker: LoadedModel,
+        catalogue: Catalogue,
+        prior_click_rate: float,
+        index: Index | None = None,
+        exclude_seen: bool = True,
     ) -> None:
-        """`index` holds the retriever's items; without it one is built."""
+        """`index` holds the retriever's items; without it one is built. `exclude_seen` is that of RetrievalSettings."""
         self._retriever = cast(Retriever | RowRetriever, retriever.module)
         self.model = ranker
         self._ranker = cast(Ranker, ranker.module)
         self._catalogue = catalogue
         self._prior = prior_click_rate
+        self._exclude_seen = exclude_seen
         self.retriever_history = _max_history(retriever.card.settings)
         self.ranker_history = _max_history(ranker.card.settings)
         self.states: UserStates | None = None  # where the ranker keeps something of each user: set by user_states.attach_states
@@ -81,10 +89,11 @@ class Scorer:
         return logits_BC.double().numpy()
 
     def retrieve(self, history: HistoryArrays, k: int, seen: Ints) -> tuple[Ints, NDArray[np.float32]]:
-        """The (at most) k best items for one history, less those of `seen`, best first, and their scores."""
+        """The (at most) k best items for one history, best first, and their scores; none of `seen` where that is to be left out."""
+        exclude = Exclusion(np.array([0, len(seen)]), seen) if self._exclude_seen else None
         with torch.inference_mode():
             vector_1D = self._retriever.user_vectors(history_tensors(newest(history, self.retriever_history), self._catalogue))
-            items_1K, scores_1K = self._index.topk(vector_1D, k, exclude=Exclusion(np.array([0, len(seen)]), seen))
+            items_1K, scores_1K = self._index.topk(vector_1D, k, exclude=exclude)
         found = items_1K[0].numpy()
         return found[found > 0], scores_1K[0].numpy()[found > 0]
 

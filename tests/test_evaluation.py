@@ -9,12 +9,14 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from longtrail import slices
-from longtrail.config import EvaluationSettings
+from longtrail.config import EvaluationSettings, TrainingSettings
 from longtrail.costs import measure_cost, model_bytes, peak_memory
 from longtrail.errors import HistoryError, ModelError
 from longtrail.evaluation import evaluate, predict_ranking, predict_retrieval
 from longtrail.examples import FeatureSet, candidate_tensors, context_tensors, history_tensors
+from longtrail.metrics import row_ndcg
 from longtrail.schema import ITEM_STATISTICS, USER_STATISTICS
+from longtrail.training import train
 from tests.models_of_toy import save_toy_model, toy_model
 from tests.toy import toy_features, toy_tables
 
@@ -80,14 +82,14 @@ def test_ranking_metrics_of_a_split_equal_scikit_learns(features):
     }
 
 
-def slow_ranks(model, features, most, k, targets):
-    """(rank, list) of each target by a Python sort of the whole catalogue; None where the user had seen it."""
+def slow_ranks(model, features, most, k, targets, *, exclude_seen=True):
+    """(rank, list) of each target by a Python sort of the whole catalogue; None where the user had seen it and that is left out."""
     with torch.no_grad():
         items = model.module.item_vectors().numpy()
         answers = []
         for row in targets:
             user = model.module.user_vectors(history_tensors(history_before(features, row, most), features.catalogue)).numpy()[0]
-            hidden = seen(features, row)
+            hidden = seen(features, row) if exclude_seen else set()
             if row["item_id"] in hidden:
                 answers.append(None)
                 continue
@@ -96,17 +98,19 @@ def slow_ranks(model, features, most, k, targets):
     return answers
 
 
+@pytest.mark.parametrize("exclude_seen", [True, False])
 @pytest.mark.parametrize(("name", "most"), [("popular_items", 1), ("sasrec", 12)])
-def test_ranks_equal_a_sort_of_the_whole_catalogue(features, name, most):
+def test_ranks_equal_a_sort_of_the_whole_catalogue(features, name, most, exclude_seen):
     model = toy_model(features, name)
     if name == "sasrec":  # scores far enough apart that rounding cannot swap two
         with torch.no_grad():
             model.module.items.table[1:].normal_(generator=torch.Generator().manual_seed(1))
-    rows = predict_retrieval(model.module, features, "test", k=10, batch_size=16)
+    rows = predict_retrieval(model.module, features, "test", k=10, batch_size=16, exclude_seen=exclude_seen)
     targets = features.targets("test").to_pylist()
-    expected = slow_ranks(model, features, most, 10, targets)
+    expected = slow_ranks(model, features, most, 10, targets, exclude_seen=exclude_seen)
     new = [(t, a) for t, a in zip(targets, expected, strict=True) if a is not None]
-    assert rows.seen_before == len(targets) - len(new) > 0
+    assert rows.seen_before == len(targets) - len(new) and (rows.seen_before > 0) == exclude_seen
+    assert sorted(rows.seen_n) == sorted(len(seen(features, t)) if exclude_seen else 0 for t, _ in new)
     found = sorted(zip(rows.users_n, rows.times_n, rows.items_n, rows.ranks_n, strict=True))
     wanted = sorted((t["user_id"], microseconds(t), t["item_id"], a[0]) for t, a in new)
     assert [tuple(map(int, f)) for f in found] == wanted
@@ -122,6 +126,19 @@ def test_retrieval_metrics_of_a_split(features):
     assert set(result.metrics) == {"ndcg@5", "recall@5", "ndcg@10", "recall@10", "mrr", "coverage@5", "coverage@10"}
     assert all(0 <= e.low <= e.value <= e.high <= 1 for e in result.metrics.values())
     assert result.curve[-1]["k"] <= features.catalogue.items
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("name", ["sasrec", "popular_items"])
+def test_training_judges_as_evaluation_does(features, name, exclude_seen):
+    """The figure that stops training is that of the search as it will be."""
+    settings = toy_model(features, name).card.settings
+    settings = settings.model_copy(update={"max_epochs": 1}) if name == "sasrec" else settings
+    trained = train(features, settings, name, TrainingSettings(threads=1), data="x", exclude_seen=exclude_seen)
+    rows = predict_retrieval(trained.module, features, "valid", k=10, exclude_seen=exclude_seen, max_per_user=20)
+    values = row_ndcg(rows.ranks_n, 10)
+    expected = values.sum() / (len(values) + rows.seen_before)  # in training a target that was seen is a miss, not left out
+    assert trained.value == pytest.approx(expected, abs=1e-6)
 
 
 def test_batches_do_not_change_the_figures(features):

@@ -67,6 +67,7 @@ def train(
     report: Report | None = None,
     since: int | None = None,
     previous: LoadedModel | None = None,
+    exclude_seen: bool = True,
 ) -> Trained:
     """Train the model that `settings` describe.
 
@@ -74,8 +75,10 @@ def train(
     is resumed from there, and on a CPU ends with bit-equal weights. `report` is called with each row of the curve, those of an earlier run
     included. With `since` (UTC µs) only what happened from then on is learnt from; with `previous` training goes on from that model's weights,
     which learnt from an earlier state of the same log, and which are kept where no epoch is better on the validation split. Popularity and the
-    Markov chain are counts of the training period. Raises HistoryError where the features have nothing to learn from, ConfigError where a GPU is
-    asked for and absent, DivergedError where the loss stops being a number.
+    Markov chain are counts of the training period. A retriever is judged as it will search: `exclude_seen` is that of RetrievalSettings.
+
+    Raises HistoryError where the features have nothing to learn from, ConfigError where a GPU is asked for and absent, DivergedError where the
+    loss stops being a number.
     """
     metric = RETRIEVAL_METRIC
     if settings.stage == "ranking":
@@ -85,7 +88,7 @@ def train(
         if isinstance(settings, PopularityRankerSettings | PopularityRetrieverSettings | MarkovSettings):
             if (torchrun_shape() or (1, 1)) != (1, 1):
                 raise ConfigError(f"{name}: counts need no training on several processes; expected to be run without torchrun")
-            return _fit_counts(module, features, settings, training, metric=metric, report=report)
+            return _fit_counts(module, features, settings, training, metric=metric, report=report, exclude_seen=exclude_seen)
         parts: dict[str, Any] = {
             "settings": settings.model_dump(mode="json"),
             "training": training.model_dump(mode="json", exclude=set(ELSEWHERE)),
@@ -93,11 +96,13 @@ def train(
             "metric": metric,
             **({} if since is None else {"since": since}),
             **({} if previous is None else {"previous": weights_hash(previous.module)}),
+            **({} if exclude_seen else {"exclude_seen": False}),
         }
         checkpoint = Checkpoint(checkpoints, name, fingerprint(name=name, **parts)) if checkpoints is not None else None
         return _train_network(
-            module, features, settings, training, metric=metric, checkpoint=checkpoint, report=report, name=name, since=since, previous=previous
-        )
+            module, features, settings, training, metric=metric, checkpoint=checkpoint, report=report, name=name, since=since, previous=previous,
+            exclude_seen=exclude_seen,
+        )  # fmt: skip
 
 
 def _train_network(
@@ -112,10 +117,11 @@ def _train_network(
     name: str,
     since: int | None,
     previous: LoadedModel | None,
+    exclude_seen: bool,
 ) -> Trained:
     found = checkpoint.load() if checkpoint is not None else None
     progress, weights, optimiser = found if found is not None else (Progress(), {}, {})
-    learner = _learner(module, features, settings)
+    learner = _learner(module, features, settings, exclude_seen)
     if found is not None:
         log.info("%s: resuming after epoch %d%s", name, progress.epochs, f", step {progress.step}" if progress.step else "")
         module.load_state_dict(weights)
@@ -167,7 +173,9 @@ def _train_network(
     )
 
 
-def _fit_counts(module: Any, features: FeatureSet, settings: Any, training: TrainingSettings, *, metric: str, report: Report | None) -> Trained:
+def _fit_counts(
+    module: Any, features: FeatureSet, settings: Any, training: TrainingSettings, *, metric: str, report: Report | None, exclude_seen: bool
+) -> Trained:
     """Counts of the training period into the module's buffers, and one pass over the validation split to have a curve of one point."""
     catalogue = features.catalogue
     if isinstance(settings, MarkovSettings):
@@ -179,7 +187,7 @@ def _fit_counts(module: Any, features: FeatureSet, settings: Any, training: Trai
             clicks=catalogue.train_clicks,
             prior_click_rate=features.prior_click_rate,
         )
-    learner = _learner(module, features, settings)
+    learner = _learner(module, features, settings, exclude_seen)
     valid = _validation_batches(features, settings, training)
     if valid is not None:
         make_trainer(training.model_copy(update={"devices": 1, "accumulate": 1}), [], 1).validate(learner, valid, verbose=False)
@@ -195,9 +203,11 @@ _FITTED_BATCH = 256  # requests per step of the one pass a fitted model takes ov
 _FITTED_HISTORY = 1  # all that it reads, or more
 
 
-def _learner(module: nn.Module, features: FeatureSet, settings: Any) -> Learner:
+def _learner(module: nn.Module, features: FeatureSet, settings: Any, exclude_seen: bool) -> Learner:
     if settings.stage == "ranking":
         return RankerLearner(module, settings)
+    if not exclude_seen:
+        return RetrieverLearner(module, settings, lambda batch: None)
 
     def exclude(batch: TargetBatch) -> Exclusion:
         return Exclusion(*seen_items(features, batch.users_B.cpu().numpy(), batch.history_length_B.cpu().numpy()))

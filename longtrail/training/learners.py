@@ -180,11 +180,11 @@ class RankerLearner(Learner):
 
 
 class RetrieverLearner(Learner):
-    """Next item of SequenceBatches; judged by unsampled NDCG@10 and recall@10 of TargetBatches, items of the history excluded."""
+    """Next item of SequenceBatches; judged by unsampled NDCG@10 and recall@10 of TargetBatches, what `exclude` says of a batch left out."""
 
     settings: EncoderSettings
 
-    def __init__(self, model: nn.Module, settings: EncoderSettings, exclude: Callable[[TargetBatch], Exclusion]) -> None:
+    def __init__(self, model: nn.Module, settings: EncoderSettings, exclude: Callable[[TargetBatch], Exclusion | None]) -> None:
         super().__init__(model, settings)
         self.exclude = exclude
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,9 @@ from components import package as step
 from longtrail.config import load_config
 from longtrail.errors import ModelError
 from longtrail.files import hash_path, read_json, write_json
+from longtrail.history import HistoryArrays
+from serving.arms import make_scorer
+from serving.artifacts import Artifacts
 from tests.serving.bento import Outputs, labels, outputs
 
 
@@ -89,6 +93,24 @@ def test_the_incumbent_is_packaged_after_a_loss(changed: Outputs, caplog: pytest
     assert labels(changed.bento)["arm"] == "popularity" and not (changed.bento / "before").exists()
     assert read_json(changed.bento / "src/artifacts/ranker/model.json")["name"] == "popularity"
     assert "packaged the incumbent popularity: the A/B verdict on the champion sam is 'lose'" in caplog.text
+
+
+def test_what_was_seen_is_recommended_again_where_the_settings_say_so(made: Outputs, changed: Outputs) -> None:
+    """Offline lists (parity.parquet, which packaging holds the service to) and the service's."""
+    params = changed.root / "params.yaml"
+    params.write_text(yaml.safe_dump({**yaml.safe_load(params.read_text()), "retrieval": {"exclude_seen": False}}))
+    changed.package()
+    before, after = (pq.read_table(o.bento / "src/artifacts/parity.parquet").to_pylist() for o in (made, changed))
+    lists = [(one["retrieved"], other["retrieved"]) for one, other in zip(before, after, strict=True) if one["history_length"]]
+    assert all(min(len(one), 20) <= len(other) and other[0] >= one[0] for one, other in lists) and any(one != other for one, other in lists)
+    row = max(after, key=lambda found: found["history_length"])
+    history = {name: np.array([row[f"history_{name}"]]) for name in ("items", "actions", "times")}
+    read = HistoryArrays(**{f"{name}_BL": values for name, values in history.items()}, lengths_B=np.array([history["items"].size]))
+    for bento, excluded in ((made.bento, True), (changed.bento, False)):
+        artifacts = Artifacts.open(bento / "src" / "artifacts")
+        everything, _ = make_scorer(artifacts, artifacts.ranker).retrieve(read, artifacts.catalogue.items, np.unique(row["history_items"]))
+        assert set(row["history_items"]).isdisjoint(everything.tolist()) == excluded
+        assert len(everything) == artifacts.catalogue.items - (len(set(row["history_items"])) if excluded else 0)
 
 
 def test_scores_that_differ_stop_it(changed: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
