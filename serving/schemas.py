@@ -44,7 +44,7 @@ class RecommendRequest(Request):
     candidates: list[Key] | None = Field(
         None,
         min_length=1,
-        description="raw keys to choose from, each once, at most serving.max_candidates; default: the retriever's choice, less what was seen (retrieval.exclude_seen)",
+        description="raw keys to choose from, each once, at most serving.max_candidates; default: the retriever's choice",
         examples=[["242", "302"]],
     )
 

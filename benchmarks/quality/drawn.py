@@ -1,7 +1,8 @@
 """Lists for a log of what people bought, which does not say what they were shown: beside each event, items that its user never had.
 
-E events, K drawn. Ours: an item is drawn as often as it is bought, so that how popular it is tells nothing and only the history does. These are not
-impressions: what a model reaches here is for comparing models, not for what people would click on.
+E events, K drawn. Ours: each drawn item is that of one of the next REACH events of the whole log, whoever's. So it is as popular, as new and as much
+in season as what was bought: counts tell nothing and only the history does. (Drawn from the whole log, items were older than what was bought, and
+the fewer purchases, the likelier.) These are not impressions: what a model reaches is for comparing models, not for what people would click on.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 from longtrail.files import atomic_file
 
 START = 1_000_000_000  # seconds, where the file has no times
+REACH = 200  # events
 
 
 def write_drawn(source: Path, out: Path, *, drawn: int, seed: int = 0) -> None:
@@ -22,7 +24,7 @@ def write_drawn(source: Path, out: Path, *, drawn: int, seed: int = 0) -> None:
         times_E = events["ts"].to_numpy() + events.groupby(["user", "ts"]).cumcount().to_numpy()
     rng = np.random.default_rng(seed)
     users_E, items_E = events["user"].to_numpy(), events["item"].to_numpy()
-    shown_EK = np.concatenate([items_E[:, None], _never_had(users_E, items_E, drawn, rng)], axis=1)
+    shown_EK = np.concatenate([items_E[:, None], _never_had(users_E, items_E, times_E, drawn, rng)], axis=1)
     place_EK = rng.random(shown_EK.shape).argsort(axis=1)
     K1 = drawn + 1
     rows = {
@@ -37,17 +39,25 @@ def write_drawn(source: Path, out: Path, *, drawn: int, seed: int = 0) -> None:
         pd.DataFrame(rows).to_parquet(aside)
 
 
-def _never_had(users_E: np.ndarray, items_E: np.ndarray, drawn: int, rng: np.random.Generator) -> np.ndarray:
-    """[E, K] items of other events, drawn evenly, again wherever the user has one at any time or one stands in the row twice."""
-    span = int(items_E.max()) + 1
+def _never_had(users_E: np.ndarray, items_E: np.ndarray, times_E: np.ndarray, drawn: int, rng: np.random.Generator) -> np.ndarray:
+    """[E, K], drawn again, from twice as far, wherever the user has the item at any time or it stands in the row twice."""
+    E, span = len(items_E), int(items_E.max()) + 1
     had = np.unique(users_E.astype(np.int64) * span + items_E)
-    found_EK = rng.choice(items_E, (len(items_E), drawn))
-    while True:
-        order_EK = found_EK.argsort(axis=1, kind="stable")
-        sorted_EK = np.take_along_axis(found_EK, order_EK, axis=1)
-        twice_EK = np.zeros(found_EK.shape, bool)
-        np.put_along_axis(twice_EK, order_EK[:, 1:], sorted_EK[:, 1:] == sorted_EK[:, :-1], axis=1)
-        again_EK = np.isin(users_E.astype(np.int64)[:, None] * span + found_EK, had) | twice_EK
-        if not again_EK.any():
-            return found_EK
-        found_EK[again_EK] = rng.choice(items_E, int(again_EK.sum()))
+    in_time_E = np.argsort(times_E, kind="stable")
+    place_EK = np.repeat(np.argsort(in_time_E)[:, None], drawn, axis=1)
+    found_EK, again_EK, reach = np.empty((E, drawn), items_E.dtype), np.ones((E, drawn), bool), min(REACH, E)
+    while again_EK.any():
+        later = place_EK[again_EK] + 1 + rng.integers(reach, size=int(again_EK.sum()))
+        found_EK[again_EK] = items_E[in_time_E[np.where(later < E, later, 2 * E - 1 - later)]]  # the last ones look back
+        again_EK = np.isin(users_E.astype(np.int64)[:, None] * span + found_EK, had) | _twice(found_EK)
+        reach = min(2 * reach, E)
+    return found_EK
+
+
+def _twice(x_EK: np.ndarray) -> np.ndarray:
+    """Where a value stands that stood in its row before."""
+    order_EK = x_EK.argsort(axis=1, kind="stable")
+    sorted_EK = np.take_along_axis(x_EK, order_EK, axis=1)
+    twice_EK = np.zeros(x_EK.shape, bool)
+    np.put_along_axis(twice_EK, order_EK[:, 1:], sorted_EK[:, 1:] == sorted_EK[:, :-1], axis=1)
+    return twice_EK
