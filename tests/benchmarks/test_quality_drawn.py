@@ -50,7 +50,7 @@ def test_counts_tell_nothing_where_tastes_come_and_go(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     events = 40_000
     bought = pd.DataFrame({"user": rng.integers(1, 20_001, events), "ts": 86_400 * np.sort(rng.integers(1, 3_000, events))})
-    bought["item"] = bought["ts"] // 86_400 // 50 + np.minimum(rng.pareto(1.0, events) * 5, 400).astype(int)
+    bought["item"] = bought["ts"] // 86_400 // 50 + np.minimum(rng.pareto(1.0, events) * 100, 5_000).astype(int)
     bought = bought.drop_duplicates(["user", "item"]).sample(frac=1, random_state=0).sort_values(["user", "ts"])[["user", "item", "ts"]]
     bought.to_parquet(tmp_path / "bought.parquet")
     for name in ("one", "two"):
