@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longtrail.losses.precision import precise
+from longtrail.models.precision import at_least_float32
 
 HEAD = 50  # places of NDCG
 TRUNCATE = 3_000  # places that get a gradient
@@ -34,9 +34,9 @@ def lambdarank_loss(
     is padding and no choice. Every list scores and sorts the whole catalogue: for catalogues of up to some 100,000 items.
     """
     if len(targets_T) == 0:
-        return precise(states_TD).sum() * 0
+        return at_least_float32(states_TD).sum() * 0
     chosen_W, relevant_WN = draw_lists(targets_T, windows_T, len(vectors_ND) - 1, generator=generator)
-    scores_WN = precise(states_TD[chosen_W] @ vectors_ND[1:].T)
+    scores_WN = at_least_float32(states_TD[chosen_W] @ vectors_ND[1:].T)
     loss: Tensor = _LambdaRank.apply(scores_WN, relevant_WN)  # type: ignore[no-untyped-call]
     return loss
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from longtrail.losses.precision import precise
 from longtrail.models.masks import padding_mask
+from longtrail.models.precision import at_least_float32
 
 
 def ranking_loss(logits_BC: Tensor, clicks_BC: Tensor, lengths_B: Tensor, *, exposed_BC: Tensor | None = None, listwise: float = 0.0) -> Tensor:
@@ -17,7 +17,7 @@ def ranking_loss(logits_BC: Tensor, clicks_BC: Tensor, lengths_B: Tensor, *, exp
     """
     real_BC = padding_mask(lengths_B, logits_BC.shape[1])
     exposed_BC = real_BC if exposed_BC is None else exposed_BC & real_BC
-    logits_BC = precise(logits_BC).masked_fill(~real_BC, 0)
+    logits_BC = at_least_float32(logits_BC).masked_fill(~real_BC, 0)
     losses_BC = functional.binary_cross_entropy_with_logits(logits_BC, clicks_BC.to(logits_BC.dtype), reduction="none")
     loss = losses_BC.masked_fill(~exposed_BC, 0).sum() / exposed_BC.sum().clamp(min=1)
     return loss + listwise * listwise_loss(logits_BC, clicks_BC, lengths_B, exposed_BC=exposed_BC) if listwise else loss
@@ -30,7 +30,7 @@ def listwise_loss(logits_BC: Tensor, clicks_BC: Tensor, lengths_B: Tensor, *, ex
     """
     real_BC = padding_mask(lengths_B, logits_BC.shape[1])
     clicked_BC = (clicks_BC > 0) & (real_BC if exposed_BC is None else exposed_BC & real_BC)
-    logits_BC = precise(logits_BC)
+    logits_BC = at_least_float32(logits_BC)
     # A finite floor: an all-padding row is then uniform and left out, not NaN.
     shares_BC = logits_BC.masked_fill(~real_BC, torch.finfo(logits_BC.dtype).min).log_softmax(-1)
     return -shares_BC.masked_fill(~clicked_BC, 0).sum() / clicked_BC.sum().clamp(min=1)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from longtrail.losses.precision import precise
 from longtrail.models.contracts import ItemEmbedding
+from longtrail.models.precision import at_least_float32
 
 SHARED_BY = 64  # consecutive targets that share their sampled negatives
 
@@ -43,10 +43,10 @@ def gbce_loss(
     Without it the model first learns, for many epochs, that nearly everything is a negative. One number for all items: no ranking changes.
     """
     if len(targets_T) == 0:
-        return precise(states_TD).sum() * 0
+        return at_least_float32(states_TD).sum() * 0
     positive_T, negative_TK, _ = sampled_logits(states_TD, items, targets_T, negatives=negatives, shared_by=shared_by, generator=generator)
     offset = math.log(gbce_weight(negatives, items.items, t) / negatives) if prior else 0.0
-    return gbce(precise(positive_T) + offset, precise(negative_TK) + offset, items=items.items, t=t).mean()
+    return gbce(at_least_float32(positive_T) + offset, at_least_float32(negative_TK) + offset, items=items.items, t=t).mean()
 
 
 def sampled_softmax_loss(
@@ -64,10 +64,10 @@ def sampled_softmax_loss(
     target is left out.
     """
     if len(targets_T) == 0:
-        return precise(states_TD).sum() * 0
+        return at_least_float32(states_TD).sum() * 0
     positive_T, negative_TK, drawn_TK = sampled_logits(states_TD, items, targets_T, negatives=negatives, shared_by=shared_by, generator=generator)
-    negative_TK = precise(negative_TK).masked_fill(drawn_TK == targets_T.unsqueeze(1), -math.inf)
-    positive_T = precise(positive_T)
+    negative_TK = at_least_float32(negative_TK).masked_fill(drawn_TK == targets_T.unsqueeze(1), -math.inf)
+    positive_T = at_least_float32(positive_T)
     return (torch.cat([positive_T.unsqueeze(1), negative_TK], dim=1).logsumexp(1) - positive_T).mean()
 
 
@@ -94,7 +94,7 @@ def gbce(positive_T: Tensor, negative_TK: Tensor, *, items: int, t: float) -> Te
     in float32 at any score; no probability is ever formed.
     """
     K, beta = negative_TK.shape[1], gbce_weight(negative_TK.shape[1], items, t)
-    positive_T, negative_TK = precise(positive_T), precise(negative_TK)
+    positive_T, negative_TK = at_least_float32(positive_T), at_least_float32(negative_TK)
     return (beta * functional.softplus(-positive_T) + functional.softplus(negative_TK).sum(-1)) / (K + 1)
 
 

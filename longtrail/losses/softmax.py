@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longtrail.losses.precision import precise, product_dtype
+from longtrail.models.precision import at_least_float32, product_dtype
 
 BLOCK_ROWS = 256  # targets of a block, for each thread of a CPU: matrix products are at full speed, and 3,416 items make 3.5 MB
 MAX_LOGITS = 1 << 25  # of a block, on any device: 128 MB in float32
@@ -27,7 +27,7 @@ def softmax_loss(states_TD: Tensor, items_ND: Tensor, targets_T: Tensor) -> Tens
     Under autocast the matrix products are in half precision, softmax and sums in float32. Differentiable once.
     """
     if len(targets_T) == 0:
-        return precise(states_TD).sum() * 0
+        return at_least_float32(states_TD).sum() * 0
     loss: Tensor = _Softmax.apply(states_TD, items_ND, targets_T)  # type: ignore[no-untyped-call]
     return loss
 

@@ -25,8 +25,8 @@ from torch.nn import functional
 from longtrail.models.attention.alike import cluster_centres
 from longtrail.models.attention.feature_maps import FEATURE_MAPS, inner, over_length
 from longtrail.models.attention.linear_sums import Sums
-from longtrail.models.attention.pointwise import at_least_float32
 from longtrail.models.attention.user_state import DAY, UserState
+from longtrail.models.precision import at_least_float32
 
 COMPILED_WIDTH, COMPILED_UNITS = 32, 4  # what linear_layer.py takes D and H · F in
 COMPILED_EVENTS = 1 << 14  # of a batch, from which on it is used: numba takes half a second to load

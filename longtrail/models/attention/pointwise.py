@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from longtrail.models.precision import at_least_float32
+
 Normaliser = Literal["linear", "sigmoid", "softmax", "softmax_eps"]
 
 SOFTMAX_EPSILON = 0.01
@@ -50,11 +52,6 @@ def blockwise(score: Callable[[Tensor, Tensor], Tensor], weights_BCHD: Tensor, b
     if len(blocks) == 1:
         return score(weights_BCHD, bias_BCH)
     return torch.cat([score(weights_BCHD[:, block], bias_BCH[:, block]) for block in blocks], dim=1)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """What is added up over a long history is added up in float32, whatever autocast says of the layers before."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def normalised(scores_BCL: Tensor, mask_BL: Tensor, kind: Normaliser, scale: float = 1.0) -> Tensor:

@@ -13,8 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from longtrail.models.attention.pointwise import at_least_float32, candidate_blocks, glorot
+from longtrail.models.attention.pointwise import candidate_blocks, glorot
 from longtrail.models.contracts import History
+from longtrail.models.precision import at_least_float32
 
 
 @torch.no_grad()

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from longtrail.config import DIENSettings
-from longtrail.models.attention.pointwise import at_least_float32, glorot
+from longtrail.models.attention.pointwise import glorot
 from longtrail.models.contracts import Candidates, Context, History, Sizes
 from longtrail.models.embedding import BehaviourEmbedding
 from longtrail.models.head import Head
 from longtrail.models.masks import padding_mask
+from longtrail.models.precision import at_least_float32
 from longtrail.models.rankers.din import TargetAttention
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from longtrail.models.attention.pointwise import at_least_float32, glorot
+from longtrail.models.attention.pointwise import glorot
+from longtrail.models.precision import at_least_float32
 
 
 class MemoryCell(nn.Module):

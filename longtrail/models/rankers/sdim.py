@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longtrail.config import SDIMSettings
-from longtrail.models.attention.pointwise import at_least_float32
 from longtrail.models.contracts import Candidates, Context, History, Sizes
 from longtrail.models.embedding import BehaviourEmbedding
 from longtrail.models.head import Head
 from longtrail.models.masks import padding_mask
+from longtrail.models.precision import at_least_float32
 
 SUMS_AT_ONCE = 32  # of a product: what is in which signature, [B, 32, L], takes no more than the keys, which are read once for all of them
 

@@ -1,10 +1,10 @@
-"""Half precision is for matrix products; losses are taken in float32."""
+"""Half precision is for matrix products; losses, and what is added up over a long history, are taken in float32, whatever autocast says."""
 
 import torch
 from torch import Tensor
 
 
-def precise(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """`x`, in float32 where it is of half precision."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
