@@ -8,8 +8,9 @@
 
 A log is cut at an instant: the model before it was trained on what had happened by then (`as it was`). Then more of the log comes. `goes on` learns
 from the newer part alone, from those weights, in one update or in several, each from the one before; `from nothing` learns from all of it. All three
-are judged on the same later requests, which none of them has seen; retrievers also on those targets alone that the first model had never met
-("new items"). The first model recommends what it knows, as it would if it were still in service: an item that came later is a miss.
+are judged on the same requests, which none of them has learnt from: those of the tenth of the log that comes next, which chose the epochs of the
+two newer ones, and those of the tenth after it, `later`, when an update is due again. Retrievers also on those targets alone that the first model had
+never met ("new items"). The first model recommends what it knows, as it would if it were still in service: an item that came later is a miss.
 """
 
 import logging
@@ -40,7 +41,7 @@ from longtrail.metrics import row_ndcg
 
 log = logging.getLogger("incremental")
 
-METRICS = {"ranking": ("auc", "gauc", "request_gauc"), "retrieval": ("ndcg@10", "recall@10")}
+METRICS = {"ranking": ("auc", "gauc"), "retrieval": ("ndcg@10", "recall@10")}
 
 COLUMNS = ("user", "item", "timestamp", "action", "value", "category")
 MODELS = """
@@ -143,10 +144,12 @@ def _compare(name: str, states: list[Path], training: TrainingSettings) -> list[
         return loaded(found.module, features), (time.process_time() - began) / 60, found.epochs
 
     def add(way: str, result: LoadedModel, minutes: float, epochs: int) -> None:
-        judged = evaluate(result, late, "test", EvaluationSettings(k=(10,), replicates=1))
-        metrics = {metric: judged.metrics[metric].value for metric in METRICS[model.stage]}
-        if model.stage == "retrieval":
-            metrics |= _of_new_items(result.module, late, early)
+        metrics: dict[str, Any] = {}
+        for when, split in (("next", "valid"), ("later", "test")):
+            judged = evaluate(result, late, split, EvaluationSettings(k=(10,), replicates=1))
+            metrics |= {f"{when} {metric}": judged.metrics[metric].value for metric in METRICS[model.stage]}
+            if model.stage == "retrieval":
+                metrics |= {f"{when} {metric}": value for metric, value in _of_new_items(result.module, late, early, split).items()}
         rows.append({"model": name, "way": way, **metrics, "CPU minutes": minutes, "epochs": epochs})
         log.info("%s", rows[-1])
 
@@ -163,11 +166,11 @@ def _compare(name: str, states: list[Path], training: TrainingSettings) -> list[
     return rows
 
 
-def _of_new_items(module: Any, late: Any, early: Any) -> dict[str, float]:
+def _of_new_items(module: Any, late: Any, early: Any, split: str) -> dict[str, float]:
     """NDCG@10 of the targets that the first model had met nowhere, and their share of all targets."""
     from longtrail.retrieval.exact import exact_index
 
-    rows = predict_retrieval(module, late, "test", k=10, max_per_user=None, index=exact_index(module))
+    rows = predict_retrieval(module, late, split, k=10, max_per_user=None, index=exact_index(module))
     met = np.zeros(late.sizes.items + 1, bool)
     keys = [key for key, events in zip(early.catalogue.keys, early.catalogue.train_events.tolist(), strict=True) if events]
     met[[late.catalogue.id_of(key) for key in keys]] = True
