@@ -2,7 +2,7 @@
 
 E events, K drawn. Ours: each drawn item is that of one of the next REACH events of the whole log, whoever's. So it is as popular, as new and as much
 in season as what was bought: counts tell nothing and only the history does. (Drawn from the whole log, items were older than what was bought, and
-the fewer purchases, the likelier.) These are not impressions: what a model reaches is for comparing models, not for what people would click on.
+the fewer purchases, the likelier. That drawn items are seen to be shown tells of them, too, but not on the same day.) These are not impressions: what a model reaches is for comparing models, not for what people would click on.
 """
 
 from pathlib import Path
@@ -12,14 +12,14 @@ import pandas as pd
 
 from longtrail.files import atomic_file
 
-START = 1_000_000_000  # seconds, where the file has no times
+START, DAY = 1_000_000_000, 86_400  # seconds, where the file has no times
 REACH = 200  # events
 
 
 def write_drawn(source: Path, out: Path, *, drawn: int, seed: int = 0) -> None:
     """The lists of a Parquet file of `user`, `item` and perhaps `ts` (seconds), a user's events in their order, as a log of impressions."""
     events = pd.read_parquet(source)
-    times_E = np.arange(len(events)) + START
+    times_E = START + DAY * events.groupby("user").cumcount().to_numpy()  # everybody's n-th event is on day n: what else would come first?
     if "ts" in events:  # days, mostly: a user's events of one day stay in their order
         times_E = events["ts"].to_numpy() + events.groupby(["user", "ts"]).cumcount().to_numpy()
     rng = np.random.default_rng(seed)
