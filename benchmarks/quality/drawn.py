@@ -2,7 +2,8 @@
 
 E events, K drawn. Ours: each drawn item is that of one of the next REACH events of the whole log, whoever's. So it is as popular, as new and as much
 in season as what was bought: counts tell nothing and only the history does. (Drawn from the whole log, items were older than what was bought, and
-the fewer purchases, the likelier. That drawn items are seen to be shown tells of them, too, but not on the same day.) These are not impressions: what a model reaches is for comparing models, not for what people would click on.
+the fewer purchases, the likelier. Being drawn shows in an item's impressions, too, but not on the same day.) These are not impressions: what a model
+reaches is for comparing models, not for what people would click on.
 """
 
 from pathlib import Path
