@@ -9,7 +9,7 @@
 A log is cut at an instant: the model before it was trained on what had happened by then (`as it was`). Then more of the log comes. `goes on` learns
 from the newer part alone, from those weights, in one update or in several, each from the one before; `from nothing` learns from all of it. All three
 are judged on the same requests, which none of them has learnt from: those of the tenth of the log that comes next, which chose the epochs of the
-two newer ones, and those of the tenth after it, `later`, when an update is due again. Retrievers also on those targets alone that the first model had
+two newer ones (and those of the first model, by its first third), and those of the tenth after it, `later`, when an update is due again. Retrievers also on those targets alone that the first model had
 never met ("new items"). The first model recommends what it knows, as it would if it were still in service: an item that came later is a miss.
 """
 
@@ -138,10 +138,10 @@ def _compare(name: str, states: list[Path], training: TrainingSettings) -> list[
         card = ModelCard(name=name, settings=model, sizes=features.sizes, actions=features.actions, prior_click_rate=features.prior_click_rate)
         return LoadedModel(module=module, card=card, vocabulary=Vocabulary.read(features.folder / "catalogue.parquet"))
 
-    def trained(features: FeatureSet, **more: Any) -> tuple[LoadedModel, float, int]:
+    def trained(features: FeatureSet, **more: Any) -> tuple[LoadedModel, float, int, bool]:
         began = time.process_time()
         found = train(features, model, name, training, data=hash_path(features.folder / "features.json"), **more)
-        return loaded(found.module, features), (time.process_time() - began) / 60, found.epochs
+        return loaded(found.module, features), (time.process_time() - began) / 60, found.epochs, found.best_epoch > 0
 
     def add(way: str, result: LoadedModel, minutes: float, epochs: int) -> None:
         metrics: dict[str, Any] = {}
@@ -153,16 +153,17 @@ def _compare(name: str, states: list[Path], training: TrainingSettings) -> list[
         rows.append({"model": name, "way": way, **metrics, "CPU minutes": minutes, "epochs": epochs})
         log.info("%s", rows[-1])
 
-    newest, minutes, epochs = trained(early)
+    newest, minutes, epochs, _ = trained(early)
     add("as it was", newest, minutes, epochs)
-    minutes, epochs = 0.0, 0
+    minutes, epochs, learned = 0.0, 0, True
     for before, after in pairwise(log_states):
-        since = round(datetime.fromisoformat(before.meta["split"]["valid_from"]).timestamp() * 1e6)
-        newest, more_minutes, more_epochs = trained(after, since=since, previous=newest)
+        if learned:  # else what came before is still to be learnt from, as components.train has it
+            since = round(datetime.fromisoformat(before.meta["split"]["valid_from"]).timestamp() * 1e6)
+        newest, more_minutes, more_epochs, learned = trained(after, since=since, previous=newest)
         minutes, epochs = minutes + more_minutes, epochs + more_epochs
     updates = len(log_states) - 1
     add("goes on" if updates == 1 else f"goes on {updates} times", newest, minutes, epochs)
-    add("from nothing", *trained(late))
+    add("from nothing", *trained(late)[:3])
     return rows
 
 

@@ -119,7 +119,7 @@ def load_previous(model: Path) -> Any:
 
 
 def trained_until(model: Path) -> int:
-    """The end of the training period of a model folder, UTC µs. Raises ModelError where its lineage does not say."""
+    """Until when a model folder has learnt from the log, UTC µs. Raises ModelError where its lineage does not say."""
     from longtrail.models.store import LINEAGE
 
     lineage = read_json(model / LINEAGE)

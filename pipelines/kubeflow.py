@@ -14,7 +14,7 @@ from longtrail.files import atomic_file
 from pipelines import steps
 from pipelines.placing import VOLUME, pinned, placed, placement
 
-# The sections of params.yaml that each step reads: the `params` of the stage of the same name in dvc.yaml.
+# The sections of params.yaml that each step reads: those of the `params` of the stage of the same name in dvc.yaml.
 SECTIONS = {
     "ingest": ("dataset", "ingest"),
     "validate": ("validation", "split"),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from benchmarks.quality.drawn import VERSION
 from longtrail.config import Dataset, Model, SplitSettings, TrainingSettings
 from longtrail.config.base import Positive, Settings
 from longtrail.errors import ConfigError
@@ -45,23 +46,23 @@ class Board(Settings):
     @property
     def data_key(self) -> str:
         """Digest of what decides the features that the models train on."""
-        return self._digest(self._of_data())
+        return self._digest({"dataset", "split", "simulated", "rows_are_ordered"})
 
     @property
     def protocol(self) -> str:
         """Digest of all that decides a cell beside its model's settings and its seed."""
-        return self._digest(self._of_data() | {"newest_requests", "training"})
+        return self._digest({"dataset", "split", "simulated", "rows_are_ordered", "newest_requests", "training"})
 
     def is_current(self, cell: Mapping[str, Any]) -> bool:
         """Whether a recorded cell was trained as the board says now. What the code did then, only its `commit` tells."""
         model = self.models.get(cell["model"])
         return model is not None and cell.get("protocol") == self.protocol and cell["settings"] == model.model_dump(mode="json")
 
-    def _of_data(self) -> set[str]:
-        return {"dataset", "split", "simulated", "rows_are_ordered"} | ({"drawn"} if self.drawn else set())
-
     def _digest(self, names: set[str]) -> str:
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json", include=names), sort_keys=True).encode()).hexdigest()[:12]
+        values = self.model_dump(mode="json", include=names)
+        if self.drawn is not None:
+            values |= {"drawn": self.drawn, "drawing": VERSION}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, order=True)

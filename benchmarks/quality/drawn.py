@@ -13,14 +13,16 @@ import pandas as pd
 
 from longtrail.files import atomic_file
 
-START, DAY = 1_000_000_000, 86_400  # seconds, where the file has no times
+VERSION = 1  # of the lists: made otherwise, they are other data
+START, DAY = 1_000_000_000, 86_400  # seconds: the last day, where the file has no times
 REACH = 200  # events
 
 
 def write_drawn(source: Path, out: Path, *, drawn: int, seed: int = 0) -> None:
     """The lists of a Parquet file of `user`, `item` and perhaps `ts` (seconds), a user's events in their order, as a log of impressions."""
     events = pd.read_parquet(source)
-    times_E = START + DAY * events.groupby("user").cumcount().to_numpy()  # everybody's n-th event is on day n: what else would come first?
+    # Everybody's last event on one day, the last but one on the day before: where these are held out, so are those that their lists are drawn from.
+    times_E = START - DAY * events.groupby("user").cumcount(ascending=False).to_numpy()
     if "ts" in events:  # days, mostly: a user's events of one day stay in their order
         times_E = events["ts"].to_numpy() + events.groupby(["user", "ts"]).cumcount().to_numpy()
     rng = np.random.default_rng(seed)

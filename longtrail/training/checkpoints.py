@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longtrail.files import atomic_file
 
-FORMAT = 3  # in every fingerprint: a file written by another layout of this module is never picked up
+FORMAT = 4  # in every fingerprint: a file written by another layout of this module is never picked up
 STATE_FILE = "state.safetensors"
 
 log = logging.getLogger(__name__)

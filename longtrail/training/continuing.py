@@ -68,7 +68,8 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
         axis = part.axes.get(leaf) if isinstance(part, Grows) else None
         if tensor.shape[1:] != after[name].shape[1:] or (tensor.shape != after[name].shape and axis is None):
             shapes = f"{list(tensor.shape)}; now {list(after[name].shape)}"
-            raise ModelError(f"model {card.name}: weight {name} has shape {shapes}: expected the settings it was trained with")
+            every = _differences(card.settings, getattr(module, "settings", card.settings), may_change=frozenset())
+            raise ModelError(f"model {card.name}: weight {name} has shape {shapes}: expected the settings it was trained with{every}")
         if axis is None:
             grown[name] = tensor
         elif axis == "actions":
@@ -84,14 +85,14 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
     log.info("continues from %s: %d known and %d new items", card.name, items.known - 1, items.new)
 
 
-def _differences(before: Any, after: Any) -> str:
+def _differences(before: Any, after: Any, may_change: frozenset[str] = LEARNING) -> str:
     """ ": positions was 'learned', is 'rotary'" and the like, of slots' settings too; nothing where they agree."""
     found = []
     for name, value in before:
         now = getattr(after, name, None)
         if isinstance(value, BaseModel) and isinstance(now, BaseModel):
-            found += [_differences(value, now).removeprefix(": ")]
-        elif value != now and name not in LEARNING:
+            found += [_differences(value, now, may_change).removeprefix(": ")]
+        elif value != now and name not in may_change:
             found += [f"{name} was {value!r}, is {now!r}"]
     return f": {text}" if (text := ", ".join(filter(None, found))) else ""
 

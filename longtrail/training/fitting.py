@@ -96,7 +96,7 @@ def train(
             "metric": metric,
             **({} if since is None else {"since": since}),
             **({} if previous is None else {"previous": weights_hash(previous.module)}),
-            **({} if exclude_seen else {"exclude_seen": False}),
+            **({"exclude_seen": False} if settings.stage == "retrieval" and not exclude_seen else {}),
         }
         checkpoint = Checkpoint(checkpoints, name, fingerprint(name=name, **parts)) if checkpoints is not None else None
         return _train_network(

@@ -20,7 +20,9 @@ from longtrail.models.head import Head
 from longtrail.models.masks import padding_mask
 from longtrail.models.precision import at_least_float32
 
-SUMS_AT_ONCE = 32  # of a product: what is in which signature, [B, 32, L], takes no more than the keys, which are read once for all of them
+SUMS_AT_ONCE = (
+    32  # of a product, or those of one hash: the keys are read once for all of them, and what is in which signature, [B, 32, L], is no larger
+)
 
 
 class SDIM(nn.Module):
@@ -57,7 +59,7 @@ class SDIM(nn.Module):
         asked_BMC, S = self.signatures(query_BCD).transpose(1, 2), 2**self.settings.bits
         few = asked_BMC.shape[2] < S
         summed_BMR = asked_BMC if few else torch.arange(S, device=keys_BLD.device, dtype=torch.int16).expand(*asked_BMC.shape[:2], S)
-        at_once = max(1, SUMS_AT_ONCE // summed_BMR.shape[2])
+        at_once = max(1, SUMS_AT_ONCE // max(1, summed_BMR.shape[2]))
         pairs = zip(signatures_BML.split(at_once, 1), summed_BMR.split(at_once, 1), strict=True)
         unit_BMRD = functional.normalize(torch.cat([sums(at_least_float32(keys_BLD), *pair) for pair in pairs], dim=1), dim=-1, eps=1e-6)
         if not few:
