@@ -9,8 +9,9 @@
 A log is cut at an instant: the model before it was trained on what had happened by then (`as it was`). Then more of the log comes. `goes on` learns
 from the newer part alone, from those weights, in one update or in several, each from the one before; `from nothing` learns from all of it. All three
 are judged on the same requests, which none of them has learnt from: those of the tenth of the log that comes next, which chose the epochs of the
-two newer ones (and those of the first model, by its first third), and those of the tenth after it, `later`, when an update is due again. Retrievers also on those targets alone that the first model had
-never met ("new items"). The first model recommends what it knows, as it would if it were still in service: an item that came later is a miss.
+two newer ones (and its first third those of the first model), and those of the tenth after it, `later`, when an update is due again. Retrievers also
+on those targets alone that the first model had never met ("new items"). The first model recommends what it knows, as it would if it were still in
+service: an item that came later is a miss.
 """
 
 import logging

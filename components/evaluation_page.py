@@ -26,7 +26,7 @@ def write_page(folder: Path, evaluation: dict[str, Any]) -> None:
     curve = (
         ("Calibration", "Click rate by predicted probability, ten bins of equal numbers of rows. On the dashed line, promise and outcome agree.")
         if ranking
-        else ("Hit rate", "Share of targets among the first k of the whole catalogue, items already seen left out.")
+        else ("Hit rate", "Share of targets among the first k of the whole catalogue, less what is left out as seen (retrieval.exclude_seen).")
     )
     sections = [
         Section("Metrics", figure_html(figures["metrics"], "metrics with intervals") + metrics_table(evaluation), _counts(evaluation)),

@@ -131,7 +131,7 @@ class Engine:
         return self.arms[0].scorer
 
     def recommend(self, request: RecommendRequest) -> Answer:
-        """The k best of the candidates, or of the whole catalogue less what the user has seen. Raises RequestError."""
+        """The k best of the candidates, or of the whole catalogue (`retrieval.exclude_seen`: less what the user has seen). Raises RequestError."""
         if request.k > self._settings.max_k:
             raise RequestError("k", f"{request.k} items; expected at most {self._settings.max_k}")
         candidates = None if request.candidates is None else self._items(request.candidates)

@@ -35,8 +35,9 @@ class PersonalLists:
         self._retrieve = retrieve
 
     def shown(self, arm: Arm, user_id: int, candidates: Ints | None, places: int) -> Shown:
-        """`places` of `candidates` for a user (dense id); None: of the retriever's choice, less all that the store knows they have seen
-        (unless `retrieval.exclude_seen` is false).
+        """`places` of `candidates` for a user (dense id); None: of the retriever's choice.
+
+        With `retrieval.exclude_seen` that is less all that the store knows they have seen.
         """
         retrieved, scorer = candidates is None, arm.scorer
         with self._timer("features"):

@@ -169,7 +169,7 @@ class Longtrail:
 
     @bentoml.api(route="/recommend")
     def recommend(self, request: RecommendRequest, /) -> Answer:
-        """The k best items for a user: retrieved from the whole catalogue less what they have seen (or from `candidates`), then ranked."""
+        """The k best items for a user: retrieved from the catalogue (less what they have seen, if so set) or `candidates`, then ranked."""
         return self._answer("recommend", request)
 
     @bentoml.api(route="/rank")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.quality.drawn import START, write_drawn
+from benchmarks.quality.drawn import DAY, START, write_drawn
 from longtrail.metrics import auc
 
 K = 4
@@ -40,26 +40,42 @@ def test_each_purchase_stands_among_items_that_its_user_never_had(times: bool, t
     assert (rows.groupby("request")["item"].nunique() == K + 1).all()
     assert clicked["position"].value_counts().between(0.7 * len(bought) / 5, 1.3 * len(bought) / 5).all()
     assert all(clicked.groupby("user")["ts"].apply(lambda ts: ts.is_monotonic_increasing and ts.is_unique))
-    assert clicked["ts"].min() >= (86_400 if times else START)
     if times:
-        assert np.array_equal(clicked["ts"] // 86_400, bought["ts"] // 86_400)
+        assert np.array_equal(clicked["ts"] // DAY, bought["ts"] // DAY)
+    else:
+        assert (clicked.groupby("user")["ts"].max() == START).all()
 
 
-def test_counts_tell_nothing_where_tastes_come_and_go(tmp_path: Path) -> None:
-    """What is bought changes from year to year, and some items are bought by many: what was bought before has neither more nor fewer purchases."""
+def changing_tastes() -> pd.DataFrame:
+    """Every item is bought for 200 days of 3,000, and some by many."""
     rng = np.random.default_rng(1)
     events = 40_000
-    bought = pd.DataFrame({"user": rng.integers(1, 20_001, events), "ts": 86_400 * np.sort(rng.integers(1, 3_000, events))})
-    bought["item"] = bought["ts"] // 86_400 // 50 + np.minimum(rng.pareto(1.0, events) * 100, 5_000).astype(int)
-    bought = bought.drop_duplicates(["user", "item"]).sample(frac=1, random_state=0).sort_values(["user", "ts"])[["user", "item", "ts"]]
+    day = np.sort(rng.integers(1, 3_000, events))
+    item = (day + rng.integers(0, 200, events)) * 5 + np.minimum(rng.pareto(1.0, events), 4).astype(int)
+    bought = pd.DataFrame({"user": rng.integers(1, 8_001, events), "item": item, "ts": 86_400 * day}).drop_duplicates(["user", "item"])
+    return bought.sort_values(["user", "ts"], kind="stable").reset_index(drop=True)
+
+
+def counts_auc(bought: pd.DataFrame, rows: pd.DataFrame, counted: np.ndarray, judged: np.ndarray) -> float:
+    """AUC, among the `judged` lists, of how often an item stands among the `counted` purchases."""
+    counts = bought["item"][counted].value_counts()
+    chosen = rows[judged[rows["request"].to_numpy()]]
+    return auc(chosen["click"].to_numpy(), counts.reindex(chosen["item"]).fillna(0).to_numpy()) or 0.0
+
+
+@pytest.mark.parametrize("times", [True, False])
+def test_counts_of_the_training_period_tell_nothing_of_what_is_held_out(times: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With times the newest tenth, without them the last event of everybody. Drawn from the whole log, they would."""
+    bought = changing_tastes() if times else changing_tastes().drop(columns="ts")
     bought.to_parquet(tmp_path / "bought.parquet")
-    for name in ("one", "two"):
-        write_drawn(tmp_path / "bought.parquet", tmp_path / f"{name}.parquet", drawn=K)
-    rows = pd.read_parquet(tmp_path / "one.parquet")
-    assert rows.equals(pd.read_parquet(tmp_path / "two.parquet"))
-    rows = rows.sort_values("ts", kind="stable").reset_index(drop=True)
-    day = rows["ts"] // 86_400
-    clicks = rows.groupby(["item", day.rename("day")])["click"].sum().groupby("item").cumsum()
-    so_far = clicks.reindex(pd.MultiIndex.from_arrays([rows["item"], day])).to_numpy() - rows["click"]  # of earlier days, nearly
-    late = rows["ts"] > rows["ts"].quantile(0.5)
-    assert auc(rows["click"][late].to_numpy(), so_far[late].to_numpy(dtype=float)) == pytest.approx(0.5, abs=0.03)
+    last = bought.groupby("user").cumcount(ascending=False).to_numpy() == 0
+    held = bought["ts"].to_numpy() > bought["ts"].quantile(0.9) if times else last
+
+    def found(name: str) -> float:
+        write_drawn(tmp_path / "bought.parquet", tmp_path / name, drawn=K)
+        return counts_auc(bought, pd.read_parquet(tmp_path / name), ~held, held)
+
+    near = found("near.parquet")
+    assert near == found("again.parquet") == pytest.approx(0.5, abs=0.04)
+    monkeypatch.setattr("benchmarks.quality.drawn.REACH", len(bought))
+    assert abs(found("far.parquet") - 0.5) > 2 * abs(near - 0.5) + 0.03
