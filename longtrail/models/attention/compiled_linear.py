@@ -30,7 +30,7 @@ from longtrail.models.attention.vector_code import GROUP, LANES, TILE
 
 MADE_WITH = {
     "kernels.py": "be9794c4dfea49a5",
-    "models/attention/compiled.py": "e33864495fbfbf81",
+    "models/attention/compiled.py": "559149b214ee1e6b",
     "models/attention/linear_code.py": "b2b784682c3b52e0",
     "models/attention/vector_code.py": "079d4e0aeff8cb8f",
 }
