@@ -1,6 +1,6 @@
 """Which way of choosing blocks is best? SASRec with full attention and with each selector of Blossom, on long histories of MovieLens-1M.
 
-    python -m benchmarks.blossom_selectors --data ../shared/data/ml-1m.zip        # eight minutes on one core
+    python -m benchmarks.blossom_selectors --data ../shared/data/ml-1m.zip        # runs that start within seven minutes, on one core
 
 Users with at least `--least` ratings, drawn by a fixed seed; the newest `--window` events of each. The last 20 of these are the test: each of them
 is ranked against all items that the user has not rated before it, from the state after the events before it (they are read, not learnt from). All
@@ -30,6 +30,7 @@ from longtrail.models.encoders.sasrec import SASRec
 TESTED = 20  # last events of each user
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {"kind": "full", "positions": "learned"},
+    "full_rotary": {"kind": "full", "positions": "rotary"},
     "frozen": {"kind": "blossom", "selector": "frozen"},
     "straight_through": {"kind": "blossom", "selector": "straight_through"},
     "compressed": {"kind": "blossom", "selector": "compressed"},
