@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from benchmarks.quality.drawn import VERSION
 from longtrail.config import Dataset, Model, SplitSettings, TrainingSettings
-from longtrail.config.base import Positive, Settings
+from longtrail.config.base import ModelName, Positive, Settings
 from longtrail.errors import ConfigError
 
 BOARDS = Path(__file__).parent / "boards"
@@ -40,7 +40,7 @@ class Board(Settings):
     metrics: tuple[str, ...]  # columns of the table, the first is the one models are compared by
     baseline: str  # a model that has not beaten this one has learnt nothing
     training: TrainingSettings = TrainingSettings(threads=1)
-    models: dict[str, Model]
+    models: dict[ModelName, Model]
     published: dict[str, dict[str, float]] = Field(default_factory=dict)  # model → metric → the figure of its paper
 
     @property

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from longtrail.config.base import Count, Positive, PositiveFloat, Settings, Share
+from longtrail.config.base import Count, Positive, PositiveFloat, Seed, Settings, Share
 
 
 class Pinned(Settings):
@@ -96,7 +96,7 @@ class WorldDataset(Settings):
     logger_temperature: PositiveFloat = Field(1.0, description="Plackett-Luce temperature of the logging policy")
     click_logit: float = Field(-2.5, description="logit of P(click) for an average examined item: sets the world's click rate")
     stop_after_click: Share = Field(0.0, description="P(the user leaves the list after a click): 0 independent positions, 1 a cascade")
-    seed: int = 0
+    seed: Seed = 0
 
 
 Dataset = Annotated[MovieLensDataset | OpenBanditDataset | EventLogDataset | WorldDataset, Field(discriminator="kind")]

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from longtrail.config.base import Positive, PositiveFloat, Settings, Share
+from longtrail.config.base import Positive, PositiveFloat, Seed, Settings, Share
 
 RANKING_METRICS = ("auc", "gauc", "request_gauc", "log_loss", "calibration_ratio", "ece")  # what evaluation measures of rankers
 RETRIEVAL_METRICS = re.compile(r"mrr|(?:ndcg|recall|coverage)@([1-9]\d*)")  # and of retrievers, at each k of evaluation.k
@@ -63,4 +63,4 @@ class ABTestSettings(Settings):
     looks: bool = Field(False, description="the verdict is read again and again as the log grows: it then needs the any-time interval")
     guardrails: tuple[str, ...] = Field((), description="segments in which B may not be worse, such as 'user: new': a win with a broken one is none")
     multiplicity: Literal["holm", "by", "bh"] = Field("holm", description="how p-values of segments are adjusted: see docs/ab_testing.md")
-    seed: int = 0
+    seed: Seed = 0

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from longtrail.config.base import Count, MeanDecay, Positive, PositiveFloat, Rate, Settings
+from longtrail.config.base import Count, HistoryLength, LearningRate, MeanDecay, Positive, PositiveFloat, Rate, Settings
 from longtrail.config.slots import WithItems
 
 
@@ -24,8 +24,8 @@ class RankerSettings(WithItems):
     width: Positive = Field(16, description="embedding width of each behaviour field (item, category)")
     hidden: tuple[Positive, ...] = (200, 80)
     dropout: Rate = 0.0
-    max_history: Positive = 200
-    learning_rate: PositiveFloat = 2e-3
+    max_history: HistoryLength = 200
+    learning_rate: LearningRate = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     weight_average: MeanDecay = 0.99  # a pass over a large log is a few thousand steps, and the newest hundred already calm it
     batch_size: Positive = Field(256, description="requests per step")
@@ -139,6 +139,9 @@ class IFASettings(RankerSettings):
         if self.relation == "none" and self.feature_map != "softmax" and not self.recent_events:
             yield "exact_heads", f"feature_map: {self.feature_map}, recent_events: 0 and relation: none"
 
+    def beyond(self) -> Iterator[tuple[str, str]]:
+        yield "recent_events", "max_history"
+
 
 class MeanPoolingSettings(RankerSettings):
     """The mean of the behaviours, the same for every candidate (as YouTube's DNN, Covington et al., RecSys 2016)."""
@@ -150,7 +153,7 @@ class DIENSettings(RankerSettings):
     """Deep interest evolution network (Zhou et al., AAAI 2019): step by step through the history, for short ones."""
 
     kind: Literal["dien"] = "dien"
-    max_history: Positive = 50
+    max_history: HistoryLength = 50
     attention_hidden: Annotated[tuple[Positive, ...], Field(min_length=1)] = (80, 40)
 
 
@@ -165,6 +168,9 @@ class TwoStageSettings(RankerSettings):
         if 2 * self.width % self.heads:
             raise ValueError(f"width is {self.width}, heads is {self.heads}; expected heads that divide twice the width")
         return self
+
+    def beyond(self) -> Iterator[tuple[str, str]]:
+        yield "top_k", "max_history"
 
 
 class SIMSettings(TwoStageSettings):

@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, model_validator
 from pydantic import ValidationError as PydanticError
 
-from longtrail.config.base import AS_WRITTEN, Positive, PositiveFloat, Settings
+from longtrail.config.base import AS_WRITTEN, ModelName, Positive, PositiveFloat, Seed, Settings
 from longtrail.config.cluster import ClusterSettings
 from longtrail.config.data import Dataset, FeatureSettings, IngestSettings, MovieLensDataset, SplitSettings, ValidationSettings
 from longtrail.config.experiments import CHAMPION, INCUMBENT, PACKAGED
@@ -24,7 +24,7 @@ Model = Annotated[RetrieverModel | RankerModel, Field(discriminator="stage")]
 class TrainingSettings(Settings):
     """How all models are trained; what differs by model stands with the model."""
 
-    seed: int = 0
+    seed: Seed = 0
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: Positive = Field(1, description="GPUs of this machine that share the work of each step: the batch is cut, not multiplied")
     accumulate: Positive = Field(
@@ -66,7 +66,7 @@ class Config(Settings):
     validation: ValidationSettings = ValidationSettings()
     features: FeatureSettings = FeatureSettings()
     split: SplitSettings = SplitSettings()
-    models: dict[str, Model] = Field(default_factory=_default_models)
+    models: dict[ModelName, Model] = Field(default_factory=_default_models)
     pipeline: PipelineSettings = PipelineSettings()
     training: TrainingSettings = TrainingSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
