@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 from pydantic import ValidationError as PydanticError
 
@@ -12,7 +11,9 @@ from longtrail.config.cluster import ClusterSettings
 from longtrail.config.data import Dataset, FeatureSettings, IngestSettings, MovieLensDataset, SplitSettings, ValidationSettings
 from longtrail.config.experiments import CHAMPION, INCUMBENT, PACKAGED
 from longtrail.config.judging import RETRIEVAL_METRICS, ABTestSettings, EvaluationSettings, SelectionSettings
+from longtrail.config.messages import explain
 from longtrail.config.ranking_models import DINSettings, PopularityRankerSettings, RankerModel, SAMSettings
+from longtrail.config.reading import read_settings
 from longtrail.config.retrieval import RetrievalSettings
 from longtrail.config.retrieval_models import PopularityRetrieverSettings, RetrieverModel, SASRecSettings
 from longtrail.config.serving import ServingSettings
@@ -113,29 +114,9 @@ def parse_config(values: Any, *, name: str = "params.yaml") -> Config:
     try:
         return Config.model_validate(values, context=AS_WRITTEN)
     except PydanticError as error:
-        lines = [f"{name}: {_dotted(e['loc']) or 'top level'}: {_plain(e)}" for e in error.errors()]
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(f"{name}: {line}" for line in explain(error, Config))) from None
 
 
 def load_config(path: Path) -> Config:
     """Read params.yaml. Raises ConfigError naming the file and every bad key."""
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; expected a params.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    return parse_config(values, name=str(path))
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location)
-
-
-def _plain(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "unknown key"
-    if error["type"] == "missing":
-        return "missing"
-    return f"{error['msg']}, got {error['input']!r}" if error["type"] != "value_error" else str(error["ctx"]["error"])
+    return parse_config(read_settings(Path(path)), name=str(path))
