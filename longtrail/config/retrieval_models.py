@@ -28,7 +28,7 @@ class EncoderSettings(WithItems):
     """What every trained encoder of histories shares."""
 
     stage: Literal["retrieval"] = "retrieval"
-    dropout: Rate = 0.2
+    dropout: Rate = Field(0.2, description="share of the network's values left out in training")
     max_history: HistoryLength = 200
     loss: Literal["softmax", "sampled_softmax", "gbce", "bce", "lambdarank"] = Field(
         "softmax", description="softmax: over the whole catalogue; bce: one negative; lambdarank: GRU4Rec's in the RecJPQ paper"
@@ -37,10 +37,10 @@ class EncoderSettings(WithItems):
     gbce_t: Share = Field(0.75, description="gbce: calibration, 0 is plain BCE, 1 fully calibrated")
     gbce_prior: bool = Field(True, description="gbce: logits start at the odds of a positive (ours; ranks alike, learns at once); false: the paper")
     learning_rate: LearningRate = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's decay of matrices; biases and scales are spared")
     weight_average: MeanDecay = 0.999
     batch_size: Positive = Field(128, description="windows per step")
-    max_epochs: Positive = 40
+    max_epochs: Positive = Field(40, description="passes over the training windows, at most")
     patience: Positive = Field(5, description="epochs without a better validation metric before training stops")
 
     def idle(self) -> Iterator[tuple[str, str]]:
@@ -55,8 +55,8 @@ class TransformerSettings(EncoderSettings):
     """Encoders made of transformer blocks."""
 
     attention: AttentionSettings = FullAttentionSettings()
-    blocks: Positive = 2
-    heads: Positive = 2
+    blocks: Positive = Field(2, description="transformer blocks, one after the other")
+    heads: Positive = Field(2, description="of the attention; must divide the width")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "TransformerSettings":
@@ -90,7 +90,7 @@ class GRU4RecSettings(EncoderSettings):
     """Recurrent encoder (Hidasi et al., ICLR 2016)."""
 
     kind: Literal["gru4rec"] = "gru4rec"
-    layers: Positive = 1
+    layers: Positive = Field(1, description="GRU layers, one over the other")
 
 
 RetrieverModel = Annotated[

@@ -25,8 +25,8 @@ Model = Annotated[RetrieverModel | RankerModel, Field(discriminator="stage")]
 class TrainingSettings(Settings):
     """How all models are trained; what differs by model stands with the model."""
 
-    seed: Seed = 0
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    seed: Seed = Field(0, description="of the weights' starts, the order of batches and what is sampled")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="what models are trained on; auto: a GPU where there is one")
     devices: Positive = Field(1, description="GPUs of this machine that share the work of each step: the batch is cut, not multiplied")
     accumulate: Positive = Field(
         1, description="pieces that each device cuts its share of a batch into, one after the other: the same step in less memory, and slower"
@@ -35,7 +35,7 @@ class TrainingSettings(Settings):
         None, description="steps after which a resume file is written within an epoch too, for epochs of hours; null: after each epoch only"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 elsewhere")
-    gradient_clip: PositiveFloat = 1.0
+    gradient_clip: PositiveFloat = Field(1.0, description="longest gradient of a step, by its norm")
     threads: Positive = Field(2, description="CPU threads")
     validation_targets_per_user: Positive | None = Field(
         20, description="retrieval: first next-items of each user that early stopping looks at; null is all. The step `evaluate` has its own setting"
