@@ -49,14 +49,14 @@ def test_settings_are_immutable() -> None:
     [
         ("ingest.thread", 2, "params.yaml: ingest.thread: unknown key"),
         ("surprise", {}, "params.yaml: surprise: unknown key"),
-        ("dataset.like_form", 4, "dataset.movielens.like_form: unknown key"),
-        ("models.sam.passes_", 3, "passes_: unknown key"),
+        ("dataset.like_form", 4, "dataset.like_form: unknown key; did you mean like_from?"),
+        ("models.sam.passes_", 3, "models.sam.passes_: unknown key; did you mean passes?"),
         ("ingest.threads", 0, "ingest.threads: .*greater than 0, got 0"),
         ("ingest.max_quarantined_share", 1.5, "ingest.max_quarantined_share: .*less than or equal to 1, got 1.5"),
-        ("dataset.kind", "netflix", "dataset: .*'netflix'"),
-        ("dataset", {"kind": "event_log", "source": "x.csv"}, "dataset.event_log.columns: missing"),
-        ("dataset", {"kind": "event_log", "source": "x.csv", "columns": {"user": "u", "item": "i"}}, "dataset.event_log.columns.timestamp: missing"),
-        ("dataset", {"kind": "open_bandit", "policy": "greedy"}, "dataset.open_bandit.policy: .*'greedy'"),
+        ("dataset.kind", "netflix", "dataset.kind: 'netflix' is no kind; expected one of movielens, open_bandit"),
+        ("dataset", {"kind": "event_log", "source": "x.csv"}, "dataset.columns: missing"),
+        ("dataset", {"kind": "event_log", "source": "x.csv", "columns": {"user": "u", "item": "i"}}, "dataset.columns.timestamp: missing"),
+        ("dataset", {"kind": "open_bandit", "policy": "greedy"}, "dataset.policy: .*'greedy'"),
         ("split.valid_share", "much", "split.valid_share: .*'much'"),
         ("pipeline.models", ["sasrec", "popularity", "din", "none"], "pipeline.models names 'none'; models has popular_items, markov, sasrec"),
         ("pipeline.models", ["popularity", "din"], "pipeline.models has no retrieval model"),
@@ -64,6 +64,13 @@ def test_settings_are_immutable() -> None:
         ("selection.ranking.metric", "ndcg@10", "selection: ranking.metric is 'ndcg@10'; expected one of auc, gauc"),
         ("selection.retrieval.metric", "hits@10", "selection: retrieval.metric is 'hits@10'; expected mrr, ndcg@k"),
         ("selection.retrieval.metric", "recall@20", r"selection.retrieval.metric is 'recall@20'; evaluation.k is \[10, 50\]; expected 20 among them"),
+        ("training.seed", -1, "training.seed: .*greater than or equal to 0, got -1"),
+        ("training.seed", 2**32, "training.seed: .*less than 4294967296"),
+        ("ab_test.seed", -1, "ab_test.seed: .*greater than or equal to 0, got -1"),
+        ("models.din.learning_rate", 1.5, "models.din.learning_rate: .*less than or equal to 1, got 1.5"),
+        ("models.din.max_history", 1_000_001, "models.din.max_history: .*less than or equal to 1000000"),
+        ("models.bert4rec.max_history", 100_000_000, "models.bert4rec.max_history: .*less than or equal to 1000000"),
+        ("models.sasrec.max_history", 100_000_000, "models.sasrec.max_history: .*less than or equal to 1000000"),
         ("selection.incumbent", "sasrec", "selection.incumbent is 'sasrec'; expected one of the ranking models"),
     ],
 )
@@ -72,7 +79,8 @@ def test_what_is_wrong_is_named(path: str, value: Any, message: str) -> None:
         parse_config(changed(path, value))
 
 
-SASREC, SAM, IFA = ({"stage": stage, "kind": kind} for stage, kind in (("retrieval", "sasrec"), ("ranking", "sam"), ("ranking", "ifa")))
+SASREC = {"stage": "retrieval", "kind": "sasrec"}
+SAM, IFA, TWIN = ({"stage": "ranking", "kind": kind} for kind in ("sam", "ifa", "twin"))
 BLOSSOM: dict[str, Any] = {"kind": "blossom"}
 
 
@@ -96,6 +104,8 @@ BLOSSOM: dict[str, Any] = {"kind": "blossom"}
         (IFA | {"relation": "none", "relation_dropout": 0.5}, "relation_dropout is 0.5, which changes nothing with relation: none"),
         (IFA | {"relation": "none", "exact_heads": 2}, "exact_heads is 2, which changes nothing with"),
         (IFA | {"width": 5}, "width is 5, exact_heads is 4"),
+        (IFA | {"recent_events": 300}, "recent_events is 300, max_history is 200; expected recent_events of at most max_history"),
+        (TWIN | {"top_k": 51, "max_history": 40}, "top_k is 51, max_history is 40; expected top_k of at most max_history"),
         (SAM | {"sampled_candidates": 8}, "sampled_candidates is 8, which changes nothing with listwise: 0"),
         (IFA | {"relation": "none", "listwise": 0, "sampled_candidates": 8}, "sampled_candidates is 8, which changes nothing with listwise: 0"),
     ],
@@ -114,6 +124,10 @@ def test_a_model_that_could_not_be_built_or_a_setting_without_a_say_is_refused_a
         SAM | {"listwise": 0.1, "sampled_candidates": 8},
         IFA | {"listwise": 0, "sampled_candidates": 8},  # the relation looks at them
         IFA | {"relation": "none", "exact_heads": 2, "recent_events": 5},
+        IFA | {"max_history": 20, "recent_events": 20},
+        TWIN | {"max_history": 20},  # all of it, whatever the default of top_k
+        TWIN | {"max_history": 20, "top_k": 50},  # the default, written out
+        TWIN | {"max_history": 100, "top_k": 100},
         IFA | {"relation": "none", "width": 5},  # what does not divide it is not used
     ],
 )
@@ -121,6 +135,19 @@ def test_settings_with_a_say_are_kept_and_may_be_written_out_whole(model: dict[s
     config = parse_config(changed("models.mine", model))
     assert parse_config(config.model_dump(mode="json")) == config
     build_model(config.models["mine"], Sizes(items=3, categories=2, actions=1))
+
+
+@pytest.mark.parametrize("name", ["../../../evil", "/tmp/evil", "..", ".hidden", "a/b", "a\\b", "a b", "din\n", "", "-din", "ü"])
+def test_a_model_s_name_cannot_lead_out_of_a_folder(name: str) -> None:
+    bad = changed("pipeline.models", ["popular_items", "popularity", name])
+    bad["models"][name] = SAM
+    with pytest.raises(ConfigError, match=r"models\.(.|\n)* is no name for a model; expected letters, digits") as error:
+        parse_config(bad)
+    assert repr(name) in str(error.value)
+
+
+def test_names_of_models_may_have_dots_and_dashes() -> None:
+    parse_config(changed("models", values()["models"] | {"SAM-3.1_b": SAM}))
 
 
 def test_a_model_of_another_day_loads_with_settings_that_had_no_say() -> None:

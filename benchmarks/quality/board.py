@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from benchmarks.quality.drawn import VERSION
 from longtrail.config import Dataset, Model, SplitSettings, TrainingSettings
-from longtrail.config.base import Positive, Settings
+from longtrail.config.base import ModelName, Positive, Settings
+from longtrail.config.messages import explain
+from longtrail.config.reading import read_settings
 from longtrail.errors import ConfigError
 
 BOARDS = Path(__file__).parent / "boards"
@@ -40,7 +41,7 @@ class Board(Settings):
     metrics: tuple[str, ...]  # columns of the table, the first is the one models are compared by
     baseline: str  # a model that has not beaten this one has learnt nothing
     training: TrainingSettings = TrainingSettings(threads=1)
-    models: dict[str, Model]
+    models: dict[ModelName, Model]
     published: dict[str, dict[str, float]] = Field(default_factory=dict)  # model → metric → the figure of its paper
 
     @property
@@ -88,12 +89,12 @@ def load_boards(names: list[str] | None = None) -> dict[str, Board]:
 
 
 def _load(path: Path) -> Board:
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = read_settings(path)
     values.pop("anchors", None)  # only there for YAML's merge keys
     try:
         board = Board.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError("\n".join(f"{path}: {line}" for line in explain(error, Board))) from None
     for name in (board.baseline, *board.published):
         if name not in board.models:
             raise ConfigError(f"{path}: {name!r} is not one of its models: {', '.join(board.models)}")

@@ -1,19 +1,32 @@
 """What all settings share: strictness, and the names of bounded numbers."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+LearningRate = Annotated[float, Field(gt=0, le=1, description="step size of the optimiser, AdamW")]
+HistoryLength = Annotated[int, Field(gt=0, le=1_000_000, description="newest events of a history that are read")]
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="of all that is random")]  # what scikit-learn takes
 MeanDecay = Annotated[
     float, Field(ge=0.0, lt=1.0, description="decay a step of the running means of weights that are judged and kept; 0: the weights as they are")
 ]
 
+
+def _names_a_folder(name: str) -> str:
+    """A model's name becomes part of paths (build/models/NAME): it must not lead out of the folder it is put in."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ValueError(f"{name!r} is no name for a model; expected letters, digits, '_', '.' and '-', the first a letter or a digit")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_names_a_folder)]
 
 AS_WRITTEN = {"as_written": True}  # pydantic's context where somebody's file is read: not of models that were saved, which load as they are
 
@@ -27,11 +40,23 @@ class Settings(BaseModel):
         """Names of settings that have no say beside the others, and beside which: (`negatives`, `loss: softmax`)."""
         return iter(())
 
+    def beyond(self) -> Iterator[tuple[str, str]]:
+        """Names of settings that cannot have more than another gives, and of that other: (`recent_events`, `max_history`)."""
+        return iter(())
+
     @model_validator(mode="after")
     def _all_have_a_say(self, info: ValidationInfo) -> Self:
         """What is written out as the default does no harm: whoever writes settings down writes them all."""
-        for name, why in self.idle() if info.context == AS_WRITTEN else ():
-            value = getattr(self, name)
-            if value != type(self).model_fields[name].get_default(call_default_factory=True):
-                raise ValueError(f"{name} is {value}, which changes nothing with {why}; expected it left out")
+        if info.context != AS_WRITTEN:
+            return self
+        for name, why in self.idle():
+            if self._differs(name):
+                raise ValueError(f"{name} is {getattr(self, name)}, which changes nothing with {why}; expected it left out")
+        for name, source in self.beyond():
+            value, most = getattr(self, name), getattr(self, source)
+            if value > most and self._differs(name):
+                raise ValueError(f"{name} is {value}, {source} is {most}; expected {name} of at most {source}")
         return self
+
+    def _differs(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True))

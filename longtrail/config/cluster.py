@@ -18,8 +18,8 @@ class Toleration(Settings):
     """A taint of nodes that a step may run on all the same, as Kubernetes has it."""
 
     key: str | None = Field(None, description="the taint's key; null, with Exists, is any")
-    operator: Literal["Equal", "Exists"] = "Equal"
-    value: str | None = None
+    operator: Literal["Equal", "Exists"] = Field("Equal", description="Equal: key and value are the taint's; Exists: the key is, whatever its value")
+    value: str | None = Field(None, description="the taint's value; with Exists none")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="null is any")
 
     @model_validator(mode="after")
@@ -34,14 +34,14 @@ class Toleration(Settings):
 class StepSettings(Settings):
     """What differs for one step; null is the cluster's own. Node selectors and labels are added to the cluster's, tolerations too."""
 
-    image: str | None = None
-    cpu: Cpu | None = None
-    memory: Memory | None = None
-    gpus: Count | None = None
-    gpu_type: str | None = None
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = ()
-    labels: dict[str, str] = Field(default_factory=dict)
+    image: str | None = Field(None, description="the container image that the step runs in")
+    cpu: Cpu | None = Field(None, description="CPUs that the step asks for")
+    memory: Memory | None = Field(None, description="memory that the step asks for")
+    gpus: Count | None = Field(None, description="GPUs that the step asks for")
+    gpu_type: str | None = Field(None, description="what Kubernetes calls them")
+    node_selector: dict[str, str] = Field(default_factory=dict, description="labels that the step's nodes must have too")
+    tolerations: tuple[Toleration, ...] = Field((), description="taints of nodes that the step may run on all the same, too")
+    labels: dict[str, str] = Field(default_factory=dict, description="labels of the step's pods, too")
 
 
 class Placement(NamedTuple):
@@ -71,10 +71,10 @@ class ClusterSettings(Settings):
     )
     caching: bool = Field(True, description="reuse what a step wrote before for the same inputs and image; never done for an image whose tag moves")
     parallelism: Positive = Field(2, description="models trained at the same time")
-    cpu: Cpu = "2"
-    memory: Memory = "8G"
+    cpu: Cpu = Field("2", description='CPUs that each step asks for, as Kubernetes writes them: "2", "0.5", "500m"; look and report ask for 500m')
+    memory: Memory = Field("8G", description="memory that each step asks for, as Kubernetes writes it: 8G, 512Mi; look and report ask for 1G")
     gpus: Count = Field(0, description="GPUs that each training step asks for; other steps ask for none, unless `steps` says so")
-    gpu_type: str = "nvidia.com/gpu"
+    gpu_type: str = Field("nvidia.com/gpu", description="what Kubernetes calls a GPU")
     node_selector: dict[str, str] = Field(default_factory=dict, description="labels that the nodes of all steps must have")
     tolerations: tuple[Toleration, ...] = Field((), description="taints of nodes that all steps may run on all the same")
     labels: dict[str, str] = Field(default_factory=dict, description="labels of the pods of all steps")

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from longtrail.config.base import Count, Positive, PositiveFloat, Settings, Share
+from longtrail.config.base import Count, Positive, PositiveFloat, Seed, Settings, Share
 
 
 class Pinned(Settings):
@@ -38,26 +38,26 @@ class OpenBanditDataset(Pinned):
 
     kind: Literal["open_bandit"] = "open_bandit"
     source: str = Field("small", description="'small' (10,000 rows a file, from the package index), 'full' (11 GB), or a path to its folder or zip")
-    policy: Literal["random", "bts"] = "random"
-    campaign: Literal["all", "men", "women"] = "all"
+    policy: Literal["random", "bts"] = Field("random", description="which of the two logged policies")
+    campaign: Literal["all", "men", "women"] = Field("all", description="which of the three logged campaigns")
 
 
 class EventColumns(Settings):
     """Which column of a user's own log holds what. Only user, item and timestamp are needed."""
 
-    user: str
-    item: str
-    timestamp: str
+    user: str = Field(description="who: the column of raw user keys")
+    item: str = Field(description="what: the column of raw item keys")
+    timestamp: str = Field(description="when, in `timestamp_unit`")
     written_at: str | None = Field(None, description="when the row was written, where the log knows: guards against late rows")
-    action: str | None = None
-    value: str | None = None
-    category: str | None = None
-    title: str | None = None
+    action: str | None = Field(None, description="what was done: view, click, …")
+    value: str | None = Field(None, description="its strength: a rating, seconds watched")
+    category: str | None = Field(None, description="the item's category")
+    title: str | None = Field(None, description="the item's name, for people")
     click: str | None = Field(None, description="0/1: makes the file a log of impressions")
     request: str | None = Field(None, description="the list an item was shown in; default: user and timestamp")
-    position: str | None = None
-    propensity: str | None = None
-    policy: str | None = None
+    position: str | None = Field(None, description="the item's place in its list, from `first_position` on")
+    propensity: str | None = Field(None, description="P(the logging policy shows this item at this position)")
+    policy: str | None = Field(None, description="the name of the policy that chose the item")
 
 
 class EventLogDataset(Pinned):
@@ -70,13 +70,17 @@ class EventLogDataset(Pinned):
     kind: Literal["event_log"] = "event_log"
     source: str = Field(description="a CSV or Parquet file, or a glob of them; s3://… too")
     columns: EventColumns
-    delimiter: str = ","
-    encoding: Literal["utf-8", "utf-16", "latin-1"] = "utf-8"
+    delimiter: str = Field(",", description="between the columns of a CSV file")
+    encoding: Literal["utf-8", "utf-16", "latin-1"] = Field("utf-8", description="of a CSV file")
     timestamp_unit: Literal["s", "ms", "us", "iso"] = Field("s", description="numbers since 1970 in this unit, or ISO 8601 text")
     click_actions: tuple[str, ...] = Field((), description="actions that count as a click where there is no click column")
-    like_from: float | None = None
+    like_from: float | None = Field(
+        None, description="a value this high counts as a click, where there is no click column; null: values say nothing of clicks"
+    )
     first_position: Literal[0, 1] = Field(1, description="what the log calls the top of a list")
-    propensity_kind: Literal["conditional", "marginal", "none"] = "none"
+    propensity_kind: Literal["conditional", "marginal", "none"] = Field(
+        "none", description="of a propensity at a position: conditional on the items above it, or marginal; none: the log has no propensities"
+    )
     events: str | None = Field(None, description="a file or glob of further interactions, beside a log of impressions")
     event_columns: EventColumns | None = Field(None, description="the columns of `events`; default: as in `columns`, without those of impressions")
     candidates: str | None = Field(None, description="a file or glob of what each request could have shown: the columns of request and item")
@@ -86,9 +90,9 @@ class WorldDataset(Settings):
     """A simulated world whose truth is known (longtrail/datasets/world.py)."""
 
     kind: Literal["world"] = "world"
-    users: Positive = 1_000
-    items: Positive = 2_000
-    categories: Positive = 20
+    users: Positive = Field(1_000, description="people in the world")
+    items: Positive = Field(2_000, description="things in its catalogue")
+    categories: Positive = Field(20, description="kinds of things")
     events_per_user: Positive = Field(100, description="organic events of an average user; users differ")
     slate: Positive = Field(5, description="items shown in a request")
     requests_per_user: Positive = Field(20, description="lists shown to an average user")
@@ -96,7 +100,7 @@ class WorldDataset(Settings):
     logger_temperature: PositiveFloat = Field(1.0, description="Plackett-Luce temperature of the logging policy")
     click_logit: float = Field(-2.5, description="logit of P(click) for an average examined item: sets the world's click rate")
     stop_after_click: Share = Field(0.0, description="P(the user leaves the list after a click): 0 independent positions, 1 a cascade")
-    seed: int = 0
+    seed: Seed = 0
 
 
 Dataset = Annotated[MovieLensDataset | OpenBanditDataset | EventLogDataset | WorldDataset, Field(discriminator="kind")]
@@ -118,28 +122,30 @@ class IngestSettings(Settings):
         "duckdb", description="what ingest and the sources of build_features are computed by; the outputs are the same"
     )
     memory_limit: str = Field("2GB", description="DuckDB's memory; beyond it DuckDB spills to disk")
-    threads: Positive = 2
+    threads: Positive = Field(2, description="CPU threads of DuckDB")
     spark: SparkSettings = SparkSettings()
 
 
 class ValidationSettings(Settings):
     """Bounds of the distribution expectations; the schema's own expectations need none."""
 
-    click_rate: tuple[Share, Share] = (0.001, 0.99)
-    min_users: Positive = 10
-    min_items: Positive = 10
-    min_events: Positive = 100
-    median_history_length: tuple[Count, Count] = (1, 100_000)
+    click_rate: tuple[Share, Share] = Field((0.001, 0.99), description="lowest and highest click rate")
+    min_users: Positive = Field(10, description="fewer users than this are too few")
+    min_items: Positive = Field(10, description="fewer items than this are too few")
+    min_events: Positive = Field(100, description="fewer interactions than this are too few")
+    median_history_length: tuple[Count, Count] = Field((1, 100_000), description="fewest and most events of the median user")
     max_new_item_share: Share = Field(0.8, description="items first seen in the test period")
-    max_duplicate_share: Share = 0.05
+    max_duplicate_share: Share = Field(0.05, description="share of the interactions that may repeat another")
     max_top_item_share: Share = Field(0.5, description="interactions that are with the most popular item")
     warn_only: tuple[str, ...] = Field((), description="names of critical distribution expectations that should only warn")
 
 
 class FeatureSettings(Settings):
     offline_store: Literal["duckdb", "spark"] = Field("duckdb", description="what Feast joins and materialises with; spark is set up by ingest.spark")
-    online_store: Literal["sqlite", "redis"] = "sqlite"
-    redis_address: str = "localhost:6379"
+    online_store: Literal["sqlite", "redis"] = Field(
+        "sqlite", description="where the service reads features: a file, or a Redis that several services share"
+    )
+    redis_address: str = Field("localhost:6379", description="host:port of Redis")
     online_history_length: Positive = Field(1_000, description="newest events of each user kept in the online store")
     history_shards: Positive = Field(
         1, description="parts of the history store, by user: each is built alone; 1 up to some 10^8 events, then one for each 10^8"
@@ -149,6 +155,8 @@ class FeatureSettings(Settings):
 class SplitSettings(Settings):
     """Global in time: train < t1 <= valid < t2 <= test. Leave-one-out (each user's last event) is there to reproduce papers."""
 
-    kind: Literal["temporal", "leave_one_out"] = "temporal"
+    kind: Literal["temporal", "leave_one_out"] = Field(
+        "temporal", description="leave_one_out: each user's last event is the test, the one before it validation"
+    )
     valid_share: Share = Field(0.1, description="share of the log's rows, newest but one")
     test_share: Share = Field(0.1, description="share of the log's rows, newest")

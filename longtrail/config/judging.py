@@ -5,16 +5,16 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from longtrail.config.base import Positive, PositiveFloat, Settings, Share
+from longtrail.config.base import Positive, PositiveFloat, Seed, Settings, Share
 
 RANKING_METRICS = ("auc", "gauc", "request_gauc", "log_loss", "calibration_ratio", "ece")  # what evaluation measures of rankers
 RETRIEVAL_METRICS = re.compile(r"mrr|(?:ndcg|recall|coverage)@([1-9]\d*)")  # and of retrievers, at each k of evaluation.k
 
 
 class EvaluationSettings(Settings):
-    k: tuple[Positive, ...] = (10, 50)
+    k: tuple[Positive, ...] = Field((10, 50), description="lengths of the lists that retrieval metrics are measured at")
     max_targets_per_user: Positive | None = Field(None, description="retrieval: first next-items of each user in the split; null is all")
-    confidence: Share = 0.95
+    confidence: Share = Field(0.95, description="of the intervals")
     replicates: Positive = Field(1_000, description="bootstrap replicates, resampled by user")
     latency_requests: Positive = Field(100, description="requests that are timed, one by one")
     latency_candidates: Positive = Field(200, description="candidates a request ranks, and items a request retrieves")
@@ -24,9 +24,12 @@ class EvaluationSettings(Settings):
 class StageSelection(Settings):
     """The champion of a stage: the best metric on the validation split among models within the budgets on latency and size."""
 
-    metric: str
+    metric: str = Field(
+        description="what the champion is best in; retrieval: mrr, ndcg@k, recall@k or coverage@k; "
+        "ranking: auc, gauc, request_gauc, log_loss, calibration_ratio or ece"
+    )
     max_latency_ms: PositiveFloat = Field(description="p99 of one request, model alone")
-    max_bytes: PositiveFloat
+    max_bytes: PositiveFloat = Field(description="of the model's files")
 
 
 class SelectionSettings(Settings):
@@ -54,8 +57,8 @@ class ABTestSettings(Settings):
         10, description="bandit conversion: first requests of each user that are judged, lest a few heavy users decide; null is all"
     )
     rounds: Positive = Field(20, description="bandit conversion: independent draws of the logger for each request")
-    confidence: Share = 0.95
-    replicates: Positive = 2_000
+    confidence: Share = Field(0.95, description="of the intervals")
+    replicates: Positive = Field(2_000, description="bootstrap replicates, resampled by user")
     min_effective_sample: PositiveFloat = Field(100, description="below it the verdict is 'not enough data'")
     max_weight_share: Share = Field(0.1, description="one user's share of all weight above which the verdict is 'not enough data'")
     margin: Share = Field(0.01, description="a difference smaller than this share of A's rate does not matter: the margin of 'equivalent'")
@@ -63,4 +66,4 @@ class ABTestSettings(Settings):
     looks: bool = Field(False, description="the verdict is read again and again as the log grows: it then needs the any-time interval")
     guardrails: tuple[str, ...] = Field((), description="segments in which B may not be worse, such as 'user: new': a win with a broken one is none")
     multiplicity: Literal["holm", "by", "bh"] = Field("holm", description="how p-values of segments are adjusted: see docs/ab_testing.md")
-    seed: int = 0
+    seed: Seed = Field(0, description="of the bandit conversion, of cross-fitting and of the bootstrap")

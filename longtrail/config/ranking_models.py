@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from longtrail.config.base import Count, MeanDecay, Positive, PositiveFloat, Rate, Settings
+from longtrail.config.base import Count, HistoryLength, LearningRate, MeanDecay, Positive, PositiveFloat, Rate, Settings
 from longtrail.config.slots import WithItems
 
 
@@ -14,7 +14,9 @@ class PopularityRankerSettings(Settings):
 
     stage: Literal["ranking"] = "ranking"
     kind: Literal["popularity"] = "popularity"
-    by: Literal["clicks", "click_rate"] = "clicks"
+    by: Literal["clicks", "click_rate"] = Field(
+        "clicks", description="clicks: their number in the training period; click_rate: clicks by impressions, smoothed"
+    )
 
 
 class RankerSettings(WithItems):
@@ -22,14 +24,14 @@ class RankerSettings(WithItems):
 
     stage: Literal["ranking"] = "ranking"
     width: Positive = Field(16, description="embedding width of each behaviour field (item, category)")
-    hidden: tuple[Positive, ...] = (200, 80)
-    dropout: Rate = 0.0
-    max_history: Positive = 200
-    learning_rate: PositiveFloat = 2e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    hidden: tuple[Positive, ...] = Field((200, 80), description="units of the layers of the network over what was read, the head")
+    dropout: Rate = Field(0.0, description="share of the network's units left out in training")
+    max_history: HistoryLength = 200
+    learning_rate: LearningRate = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's decay of matrices; biases and scales are spared")
     weight_average: MeanDecay = 0.99  # a pass over a large log is a few thousand steps, and the newest hundred already calm it
     batch_size: Positive = Field(256, description="requests per step")
-    max_epochs: Positive = 8
+    max_epochs: Positive = Field(8, description="passes over the training examples, at most")
     patience: Positive = Field(2, description="epochs without a better validation metric before training stops")
     item_start: Literal["cooccurrence", "random"] = Field(
         "cooccurrence", description="item vectors start from an SVD of who had to do with what in the training period, or at random"
@@ -52,7 +54,9 @@ class DINSettings(RankerSettings):
     """Deep interest network (Zhou et al., KDD 2018) over the whole history."""
 
     kind: Literal["din"] = "din"
-    attention_hidden: Annotated[tuple[Positive, ...], Field(min_length=1)] = (32,)
+    attention_hidden: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        (32,), description="units of the layers of the network that weighs a behaviour for a candidate"
+    )
     attention_weights: Literal["linear", "sigmoid", "softmax"] = Field(
         "linear", description="linear: the paper; softmax: its code; sigmoid: as in the DIN that SAM is compared with, whose sizes are others"
     )
@@ -69,8 +73,8 @@ class SAMSettings(RankerSettings):
     """Sparse attentive memory (Lin et al., CIKM 2022)."""
 
     kind: Literal["sam"] = "sam"
-    passes: Positive = 3
-    attention_hidden: Positive = 8
+    passes: Positive = Field(3, description="times the memory reads the history")
+    attention_hidden: Positive = Field(8, description="units of the network that weighs a behaviour")
     compression: Count = Field(16, description="units of the attention-vector compression; 0 leaves it out")
     feedback: bool = Field(True, description="later passes attend with the updated memory (the paper); False is the released code")
     enhancement: Count = Field(0, description="steps that refine the last memory with the target; 3 is SAM-3P+")
@@ -96,8 +100,8 @@ class IFASettings(RankerSettings):
     """A reconstruction of interaction fidelity attention (Yu et al., 2024)."""
 
     kind: Literal["ifa"] = "ifa"
-    listwise: Annotated[float, Field(ge=0)] = 0.05
-    layers: Positive = 1
+    listwise: Annotated[float, Field(ge=0)] = Field(0.05, description="weight of the listwise loss over a request's set beside the cross-entropy")
+    layers: Positive = Field(1, description="times that the candidates read the history, one layer after the other")
     heads: Positive = Field(1, description="of linear attention, each with features of its own; must divide twice the width")
     exact_heads: Positive = Field(
         4, description="of attention to candidates, to newest events, and of feature_map softmax; must divide twice the width"
@@ -139,6 +143,9 @@ class IFASettings(RankerSettings):
         if self.relation == "none" and self.feature_map != "softmax" and not self.recent_events:
             yield "exact_heads", f"feature_map: {self.feature_map}, recent_events: 0 and relation: none"
 
+    def beyond(self) -> Iterator[tuple[str, str]]:
+        yield "recent_events", "max_history"
+
 
 class MeanPoolingSettings(RankerSettings):
     """The mean of the behaviours, the same for every candidate (as YouTube's DNN, Covington et al., RecSys 2016)."""
@@ -150,14 +157,16 @@ class DIENSettings(RankerSettings):
     """Deep interest evolution network (Zhou et al., AAAI 2019): step by step through the history, for short ones."""
 
     kind: Literal["dien"] = "dien"
-    max_history: Positive = 50
-    attention_hidden: Annotated[tuple[Positive, ...], Field(min_length=1)] = (80, 40)
+    max_history: HistoryLength = 50
+    attention_hidden: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        (80, 40), description="units of the layers of the network that weighs a state for a candidate"
+    )
 
 
 class TwoStageSettings(RankerSettings):
     """What the two-stage family shares: a search picks `top_k` behaviours for each candidate, multi-head attention reads them."""
 
-    top_k: Positive = 50
+    top_k: Positive = Field(50, description="behaviours that each candidate reads, at most max_history")
     heads: Positive = Field(4, description="of the attention; must divide twice the width")
 
     @model_validator(mode="after")
@@ -165,6 +174,9 @@ class TwoStageSettings(RankerSettings):
         if 2 * self.width % self.heads:
             raise ValueError(f"width is {self.width}, heads is {self.heads}; expected heads that divide twice the width")
         return self
+
+    def beyond(self) -> Iterator[tuple[str, str]]:
+        yield "top_k", "max_history"
 
 
 class SIMSettings(TwoStageSettings):
@@ -178,7 +190,7 @@ class ETASettings(TwoStageSettings):
     """End-to-end target attention (Chen et al., 2021): search by Hamming distance of SimHashes."""
 
     kind: Literal["eta"] = "eta"
-    bits: Annotated[int, Field(gt=0, le=64)] = 32
+    bits: Annotated[int, Field(gt=0, le=64)] = Field(32, description="bits of a SimHash")
 
 
 class TWINSettings(TwoStageSettings):

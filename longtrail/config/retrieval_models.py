@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from longtrail.config.base import MeanDecay, Positive, PositiveFloat, Rate, Settings, Share
+from longtrail.config.base import HistoryLength, LearningRate, MeanDecay, Positive, PositiveFloat, Rate, Settings, Share
 from longtrail.config.slots import AttentionSettings, BlossomSettings, FullAttentionSettings, WithItems
 
 
@@ -28,19 +28,19 @@ class EncoderSettings(WithItems):
     """What every trained encoder of histories shares."""
 
     stage: Literal["retrieval"] = "retrieval"
-    dropout: Rate = 0.2
-    max_history: Positive = 200
+    dropout: Rate = Field(0.2, description="share of the network's values left out in training")
+    max_history: HistoryLength = 200
     loss: Literal["softmax", "sampled_softmax", "gbce", "bce", "lambdarank"] = Field(
         "softmax", description="softmax: over the whole catalogue; bce: one negative; lambdarank: GRU4Rec's in the RecJPQ paper"
     )
     negatives: Positive = Field(256, description="gbce and sampled_softmax: sampled negatives per target")
     gbce_t: Share = Field(0.75, description="gbce: calibration, 0 is plain BCE, 1 fully calibrated")
     gbce_prior: bool = Field(True, description="gbce: logits start at the odds of a positive (ours; ranks alike, learns at once); false: the paper")
-    learning_rate: PositiveFloat = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    learning_rate: LearningRate = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's decay of matrices; biases and scales are spared")
     weight_average: MeanDecay = 0.999
     batch_size: Positive = Field(128, description="windows per step")
-    max_epochs: Positive = 40
+    max_epochs: Positive = Field(40, description="passes over the training windows, at most")
     patience: Positive = Field(5, description="epochs without a better validation metric before training stops")
 
     def idle(self) -> Iterator[tuple[str, str]]:
@@ -55,8 +55,8 @@ class TransformerSettings(EncoderSettings):
     """Encoders made of transformer blocks."""
 
     attention: AttentionSettings = FullAttentionSettings()
-    blocks: Positive = 2
-    heads: Positive = 2
+    blocks: Positive = Field(2, description="transformer blocks, one after the other")
+    heads: Positive = Field(2, description="of the attention; must divide the width")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "TransformerSettings":
@@ -81,7 +81,7 @@ class BERT4RecSettings(TransformerSettings):
     """Bidirectional encoder trained by filling in masked events (Sun et al., CIKM 2019)."""
 
     kind: Literal["bert4rec"] = "bert4rec"
-    max_history: Annotated[int, Field(ge=2, description="events read and the mask after them")] = 200
+    max_history: Annotated[int, Field(ge=2, le=1_000_000, description="events read and the mask after them")] = 200
     mask_share: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="share of a window's events that are masked, at least one")
     max_masked: Positive = Field(20, description="most events masked in a window")
 
@@ -90,7 +90,7 @@ class GRU4RecSettings(EncoderSettings):
     """Recurrent encoder (Hidasi et al., ICLR 2016)."""
 
     kind: Literal["gru4rec"] = "gru4rec"
-    layers: Positive = 1
+    layers: Positive = Field(1, description="GRU layers, one over the other")
 
 
 RetrieverModel = Annotated[

@@ -40,7 +40,7 @@ class WithItems(Settings):
     """What every model with an item slot has: `items`, and a width that its splits divide where its pieces are concatenated."""
 
     items: ItemsSettings = DenseItemsSettings()
-    width: Positive = 64
+    width: Positive = Field(64, description="numbers of an item's vector")
 
     @model_validator(mode="after")
     def _splits_divide_width(self) -> "WithItems":

@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 from pydantic import ValidationError as PydanticError
 
-from longtrail.config.base import AS_WRITTEN, Positive, PositiveFloat, Settings
+from longtrail.config.base import AS_WRITTEN, ModelName, Positive, PositiveFloat, Seed, Settings
 from longtrail.config.cluster import ClusterSettings
 from longtrail.config.data import Dataset, FeatureSettings, IngestSettings, MovieLensDataset, SplitSettings, ValidationSettings
 from longtrail.config.experiments import CHAMPION, INCUMBENT, PACKAGED
 from longtrail.config.judging import RETRIEVAL_METRICS, ABTestSettings, EvaluationSettings, SelectionSettings
+from longtrail.config.messages import explain
 from longtrail.config.ranking_models import DINSettings, PopularityRankerSettings, RankerModel, SAMSettings
+from longtrail.config.reading import read_settings
 from longtrail.config.retrieval import RetrievalSettings
 from longtrail.config.retrieval_models import PopularityRetrieverSettings, RetrieverModel, SASRecSettings
 from longtrail.config.serving import ServingSettings
@@ -24,8 +25,8 @@ Model = Annotated[RetrieverModel | RankerModel, Field(discriminator="stage")]
 class TrainingSettings(Settings):
     """How all models are trained; what differs by model stands with the model."""
 
-    seed: int = 0
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    seed: Seed = Field(0, description="of the weights' starts, the order of batches and what is sampled")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="what models are trained on; auto: a GPU where there is one")
     devices: Positive = Field(1, description="GPUs of this machine that share the work of each step: the batch is cut, not multiplied")
     accumulate: Positive = Field(
         1, description="pieces that each device cuts its share of a batch into, one after the other: the same step in less memory, and slower"
@@ -34,7 +35,7 @@ class TrainingSettings(Settings):
         None, description="steps after which a resume file is written within an epoch too, for epochs of hours; null: after each epoch only"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 elsewhere")
-    gradient_clip: PositiveFloat = 1.0
+    gradient_clip: PositiveFloat = Field(1.0, description="longest gradient of a step, by its norm")
     threads: Positive = Field(2, description="CPU threads")
     validation_targets_per_user: Positive | None = Field(
         20, description="retrieval: first next-items of each user that early stopping looks at; null is all. The step `evaluate` has its own setting"
@@ -66,7 +67,7 @@ class Config(Settings):
     validation: ValidationSettings = ValidationSettings()
     features: FeatureSettings = FeatureSettings()
     split: SplitSettings = SplitSettings()
-    models: dict[str, Model] = Field(default_factory=_default_models)
+    models: dict[ModelName, Model] = Field(default_factory=_default_models)
     pipeline: PipelineSettings = PipelineSettings()
     training: TrainingSettings = TrainingSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
@@ -113,29 +114,9 @@ def parse_config(values: Any, *, name: str = "params.yaml") -> Config:
     try:
         return Config.model_validate(values, context=AS_WRITTEN)
     except PydanticError as error:
-        lines = [f"{name}: {_dotted(e['loc']) or 'top level'}: {_plain(e)}" for e in error.errors()]
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(f"{name}: {line}" for line in explain(error, Config))) from None
 
 
 def load_config(path: Path) -> Config:
     """Read params.yaml. Raises ConfigError naming the file and every bad key."""
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; expected a params.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    return parse_config(values, name=str(path))
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location)
-
-
-def _plain(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "unknown key"
-    if error["type"] == "missing":
-        return "missing"
-    return f"{error['msg']}, got {error['input']!r}" if error["type"] != "value_error" else str(error["ctx"]["error"])
+    return parse_config(read_settings(Path(path)), name=str(path))

@@ -46,7 +46,7 @@ def test_an_error_of_the_input_is_one_message_without_a_traceback(tmp_path: Path
 
 
 def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"dataset\.event_log\.delimeter: unknown key"):
+    with pytest.raises(ConfigError, match=r"dataset\.delimeter: unknown key; did you mean delimiter"):
         ingest(write_params(tmp_path, delimeter=";"), tmp_path / "tables")
 
 
