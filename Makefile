@@ -40,7 +40,7 @@ pipeline: $(VENV)/.ready ## the Kubeflow pipeline, compiled
 images: ## container images: data, train, and bento where build/bento is (TAG=… IMAGES=…)
 	@for image in $(IMAGES); do \
 		$(DOCKER) build $(BUILD_FLAGS) --target $$image -t longtrail-$$image:$(TAG) $(BUILD_ARGS) \
-			--build-arg GIT_COMMIT=$$(git rev-parse HEAD 2>/dev/null || echo unknown) . || exit 1; \
+			--build-arg GIT_COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown) . || exit 1; \
 	done
 
 push: ## the images to a registry (REGISTRY=… TAG=…)

@@ -33,8 +33,8 @@ from pydantic import TypeAdapter
 from components.build_features import build_features
 from components.command import run
 from components.ingest import ingest
-from components.train import git_commit
 from components.validate import validate
+from longtrail.commits import git_commit
 from longtrail.config import EvaluationSettings, Model, TrainingSettings
 from longtrail.evaluation import evaluate, predict_retrieval
 from longtrail.files import hash_path, write_json

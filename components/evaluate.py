@@ -38,7 +38,8 @@ def evaluate_model(model: Path, *, features: Path, settings: "EvaluationSettings
     import torch  # takes seconds: --help and a bad params.yaml need not wait for it
 
     from components.evaluation_page import write_page
-    from longtrail.costs import measure_cost
+    from components.trained_table import trained_rows
+    from longtrail.costs import ROUNDS, measure_cost
     from longtrail.evaluation import evaluate as judge
     from longtrail.examples import FeatureSet
     from longtrail.models.store import CARD, load_model
@@ -51,8 +52,10 @@ def evaluate_model(model: Path, *, features: Path, settings: "EvaluationSettings
     feature_set = FeatureSet.open(features)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     splits = {split: judge(loaded, feature_set, split, settings, retrieval=retrieval, device=device) for split in SPLITS}
-    log.info("%s: timing %d requests", loaded.card.name, settings.latency_requests)
+    log.info("%s: timing a request in a process of its own, %d rounds of %d, a minute at most", loaded.card.name, ROUNDS, settings.latency_requests)
     cost = measure_cost(model, settings, retrieval)
+    if cost.requests < settings.latency_requests:
+        log.warning("%s: slow: %d of %d requests were timed in each round's share", loaded.card.name, cost.requests, settings.latency_requests)
     evaluation: dict[str, Any] = {
         "model": loaded.card.name,
         "stage": loaded.card.stage,
@@ -69,7 +72,7 @@ def evaluate_model(model: Path, *, features: Path, settings: "EvaluationSettings
         write_json(folder / "metrics.json", flat_metrics(evaluation))
         write_slices(folder / "slices.csv", evaluation)
         write_curve(folder / ("calibration.csv" if loaded.card.stage == "ranking" else "hit_rate.csv"), evaluation)
-        write_page(folder, evaluation)
+        write_page(folder, evaluation, trained_rows(model))
     log.info("%s: %s", out, headline(evaluation))
     return evaluation
 

@@ -13,8 +13,8 @@ _COLOURS = {"valid": "#9aa7b8", "test": "#35506e"}
 _NAMES = {"valid": "validation", "test": "test"}
 
 
-def write_page(folder: Path, evaluation: dict[str, Any]) -> None:
-    """report.html, and each of its figures as a PNG beside it."""
+def write_page(folder: Path, evaluation: dict[str, Any], trained: Sequence[Sequence[str]]) -> None:
+    """report.html, and each of its figures as a PNG beside it. `trained`: rows of components.trained_table."""
     from components.evaluate import headline, main_metric
 
     metric = main_metric(evaluation)
@@ -38,6 +38,7 @@ def write_page(folder: Path, evaluation: dict[str, Any]) -> None:
         Section(curve[0], figure_html(figures["curve"], curve[0].lower()), curve[1]),
         Section("All slices, test split", slices_table(evaluation)),
         Section("Cost of one request", cost_table(evaluation["cost"]), evaluation["cost"]["measured"]["how"] + "."),
+        Section("What was trained", table_html(["", "value"], trained, stack=True), "From model.json and lineage.json of the model's folder."),
     ]
     title = f"{evaluation['model']} ({evaluation['stage']}, {evaluation['kind']})"
     (folder / "report.html").write_text(page(title, sections, lead=headline(evaluation)), encoding="utf-8")
@@ -73,6 +74,8 @@ def cost_table(cost: dict[str, Any]) -> str:
         [
             ["latency, p50", f"{cost['latency_ms']['p50']:.3f} ms"],
             ["latency, p99", f"{cost['latency_ms']['p99']:.3f} ms"],
+            ["processor time of all threads, p50", f"{cost['processor_ms']['p50']:.3f} ms"],
+            ["processor time of all threads, p99", f"{cost['processor_ms']['p99']:.3f} ms"],
             ["history length of the request", f"{measured['history']:,}"],
             ["candidates", f"{measured['candidates']:,}"],
             ["requests timed", f"{measured['requests']:,}"],

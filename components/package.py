@@ -18,7 +18,7 @@ import typer
 
 from components.command import QUIET, run
 from components.package_arms import sources, write_arms
-from components.train import git_commit
+from longtrail.commits import git_commit
 from longtrail.config import Config, load_config
 from longtrail.errors import ModelError
 from longtrail.files import atomic_directory, hash_files, hash_path, read_json, write_json

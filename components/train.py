@@ -1,11 +1,8 @@
 """Step `train`: one model, from the features folder to a folder of weights, card, lineage and learning curve."""
 
 import csv
-import hashlib
-import json
 import logging
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,9 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from components.command import run
+from components.lineage import lineage_of
 from longtrail.config import Config, load_config
-from longtrail.errors import ConfigError, ModelError
+from longtrail.errors import ConfigError, HistoryError, ModelError, NothingNewError
 from longtrail.files import atomic_directory, atomic_file, hash_path, read_json
+from longtrail.times import iso
 
 log = logging.getLogger("train")
 
@@ -33,7 +32,7 @@ def train(
         Path | None, typer.Option(help="folder of this model as trained on an earlier state of the log: go on from its weights")
     ] = None,
     since: Annotated[
-        datetime | None, typer.Option(help="learn only from what happened from then on (UTC); default: where `previous` stopped")
+        datetime | None, typer.Option(help="with `previous`: learn only from what happened from then on (UTC); default: where `previous` stopped")
     ] = None,
 ) -> None:
     """Train one model and write its weights, card, lineage and learning curve.
@@ -51,7 +50,15 @@ def train(
 def train_model(
     config: Config, name: str, *, features: Path, out: Path, checkpoints: Path, previous: Path | None = None, since: int | None = None
 ) -> None:
-    """What the command does, with settings already read. `since` in UTC µs. Raises what longtrail.training.train does."""
+    """What the command does, with settings already read. `since` in UTC µs.
+
+    Raises what longtrail.training.train does, ConfigError where `since` comes without `previous`, ModelError where `previous` is no model folder.
+    """
+    if since is not None and previous is None:
+        raise ConfigError(
+            f"--since {iso(since)}: there is no --previous, so a model would learn from nothing, of the newest part of the log alone; "
+            "expected --previous with the folder of the model to go on from, or no --since"
+        )
     # Read by OpenMP when torch is first imported. Threads that spin while they wait make training 10 to 50 times slower as soon as anything else
     # wants a core; threads that sleep cost about a third of the speed of an idle machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -63,11 +70,13 @@ def train_model(
     from longtrail.models.vocabulary import write_vocabulary
     from longtrail.training import is_main_process, train
 
+    if previous is not None:
+        _check_folder(previous)
     settings = config.models[name]
     data = hash_path(features / "features.json")
     feature_set = FeatureSet.open(features)
-    if previous is not None and since is None:
-        since = trained_until(previous)
+    stopped = trained_until(previous) if previous is not None and since is None else None
+    since = stopped if since is None else since
     arguments: dict[str, Any] = {
         "data": data,
         "checkpoints": checkpoints,
@@ -77,10 +86,11 @@ def train_model(
         "exclude_seen": config.retrieval.exclude_seen,
     }
     if not is_main_process():  # on several devices Lightning starts this command again for each; the first one writes
-        train(feature_set, settings, name, config.training, **arguments)
+        with _nothing_newer(previous, stopped):
+            train(feature_set, settings, name, config.training, **arguments)
         return
     with atomic_directory(out) as folder:
-        with learning_curves(folder / "dvclive") as report:
+        with learning_curves(folder / "dvclive") as report, _nothing_newer(previous, stopped):
             trained = train(feature_set, settings, name, config.training, report=report, **arguments)
         card = ModelCard(
             name=name, settings=settings, sizes=feature_set.sizes, actions=feature_set.actions, prior_click_rate=feature_set.prior_click_rate
@@ -89,13 +99,9 @@ def train_model(
         if previous is not None and trained.epochs and not trained.best_epoch:
             until = read_json(previous / LINEAGE).get("trained_until")  # what came since is still to be learnt from
             log.warning("%s: no epoch was better on the validation split than %s, whose weights are kept", name, previous)
-        lineage = {
-            "features": data,
-            "code": git_commit(),
-            "params": hash_settings(config, name),
-            "trained_until": until,
-            "previous": None if previous is None else read_json(previous / CARD)["weights"]["sha256"],
-        }
+        before = None if previous is None else read_json(previous / CARD)["weights"]["sha256"]
+        start = since if trained.epochs else None  # counts are of the whole training period
+        lineage = lineage_of(config, name, trained, meta=feature_set.meta, features=data, since=start, until=until, previous=before)
         save_model(folder / "model", trained.module, card, lineage)  # it replaces the folder it is given, the curves with it
         write_vocabulary(features / "catalogue.parquet", folder / "model")
         for file in (folder / "model").iterdir():
@@ -105,6 +111,28 @@ def train_model(
     if trained.checkpoint is not None:
         trained.checkpoint.remove()
     log.info("%s: %s", out, trained.summary())
+
+
+def _check_folder(previous: Path) -> None:
+    """Raises ModelError where `previous` is not what train writes."""
+    from longtrail.models.store import CARD, LINEAGE, WEIGHTS
+
+    if not previous.is_dir():
+        raise ModelError(f"--previous {previous}: no such folder; expected the folder of a model, as train writes it")
+    for name in (CARD, WEIGHTS, LINEAGE):
+        if not (previous / name).is_file():
+            raise ModelError(f"--previous {previous}: holds no {name}; expected the folder of a model, as train writes it")
+
+
+@contextmanager
+def _nothing_newer(previous: Path | None, stopped: int | None) -> Iterator[None]:
+    """Where training was to begin when `previous` had `stopped` (UTC µs) and there is nothing, the error says so."""
+    try:
+        yield
+    except NothingNewError as error:
+        if stopped is None:
+            raise
+        raise HistoryError(f"--previous {previous}: trained until {iso(stopped)}, and the training period has nothing newer: {error}") from None
 
 
 def load_previous(model: Path) -> Any:
@@ -122,34 +150,15 @@ def trained_until(model: Path) -> int:
     """Until when a model folder has learnt from the log, UTC µs. Raises ModelError where its lineage does not say."""
     from longtrail.models.store import LINEAGE
 
-    lineage = read_json(model / LINEAGE)
-    if lineage.get("trained_until") is None:
-        raise ModelError(
-            f"{model / LINEAGE}: trained_until is {lineage.get('trained_until')!r}; expected a time (a temporal split has one), or --since"
-        )
-    return round(datetime.fromisoformat(lineage["trained_until"]).timestamp() * 1e6)
-
-
-def hash_settings(config: Config, name: str) -> str:
-    """SHA-256 of everything in params.yaml that this training reads."""
-    values: dict[str, Any] = {"model": config.models[name].model_dump(mode="json"), "training": config.training.model_dump(mode="json")}
-    if config.models[name].stage == "ranking":
-        values["metric"] = config.selection.ranking.metric  # early stopping's
-    elif not config.retrieval.exclude_seen:
-        values["exclude_seen"] = False
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def git_commit() -> str | None:
-    """The commit of the code: git's answer, or in an image, which has no repository, what it was built from ($LONGTRAIL_COMMIT); else None."""
-    built = os.environ.get("LONGTRAIL_COMMIT", "unknown")
-    if built != "unknown":
-        return built
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
+        lineage = read_json(model / LINEAGE)
+    except ValueError as error:
+        raise ModelError(f"{model / LINEAGE}: not JSON: {error}") from None
+    until = lineage.get("trained_until") if isinstance(lineage, dict) else None
+    try:
+        return round(datetime.fromisoformat(until).timestamp() * 1e6)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ModelError(f"{model / LINEAGE}: trained_until is {until!r}; expected a time (a temporal split has one), or --since") from None
 
 
 def write_curve(path: Path, rows: list[dict[str, float]]) -> None:

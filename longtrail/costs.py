@@ -5,11 +5,14 @@ caller's memory nor its threads count. B = 1 request, L history, C candidates, N
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,9 @@ from longtrail.config import EvaluationSettings, RetrievalSettings
 from longtrail.errors import ModelError
 
 _WARM_UP = 10  # requests before the clock starts: allocators and caches settle
-_ROUNDS = 3  # of all requests, of which the calmest counts (as timeit advises): other processes can only add to a time
+ROUNDS = 3  # of all requests, of which the calmest counts (as timeit advises): other processes can only add to a time
+_SECONDS = 60.0  # for all of it, our choice: a slow model on a busy machine is known to be slow by then
+_FEWEST = 3  # requests a round, however long they take
 _FILES = ("model.safetensors", "model.json")
 
 
@@ -30,21 +35,24 @@ class Cost:
 
     latency_ms_p50: float
     latency_ms_p99: float
+    processor_ms_p50: float  # of all threads together: what other processes do hardly adds to it
+    processor_ms_p99: float
     peak_memory_bytes: int
     base_memory_bytes: int  # of the same process before the model was loaded
     model_bytes: int
     history: int  # L of the timed requests: the most the model reads
     candidates: int  # C ranked, or items retrieved
-    requests: int
+    requests: int  # timed in the calmest round: fewer than asked for where time was out
     threads: int
 
     def json(self) -> dict[str, Any]:
         return {
             "latency_ms": {"p50": self.latency_ms_p50, "p99": self.latency_ms_p99},
+            "processor_ms": {"p50": self.processor_ms_p50, "p99": self.processor_ms_p99},
             "peak_memory_bytes": self.peak_memory_bytes,
             "model_bytes": self.model_bytes,
             "measured": {
-                "how": f"one request at a time on the CPU, in a process of its own, calmest of {_ROUNDS} rounds; memory is its peak resident size",
+                "how": f"one request at a time on the CPU, in a process of its own, calmest of {ROUNDS} rounds; memory is its peak resident size",
                 "base_memory_bytes": self.base_memory_bytes,
                 "history": self.history,
                 "candidates": self.candidates,
@@ -75,14 +83,28 @@ def measure_cost(folder: Path, settings: EvaluationSettings, retrieval: Retrieva
         "threads": settings.threads,
         "retrieval": (retrieval or RetrievalSettings()).model_dump(mode="json"),
     }
-    done = subprocess.run([sys.executable, "-m", "longtrail.costs", json.dumps(task)], capture_output=True, text=True, check=False)
+    with lifeline() as stdin:
+        command = [sys.executable, "-m", "longtrail.costs", json.dumps(task)]
+        done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ModelError(
             f"{folder}: the model could not be timed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}"
         )
     found = json.loads(done.stdout.splitlines()[-1])
-    p50, p99 = np.percentile(found.pop("milliseconds"), [50, 99])
-    return Cost(latency_ms_p50=float(p50), latency_ms_p99=float(p99), model_bytes=size, **found)
+    (p50, p99), (cpu_p50, cpu_p99) = (np.percentile(found.pop(name), [50, 99]).tolist() for name in ("milliseconds", "processor_milliseconds"))
+    times = {"latency_ms_p50": p50, "latency_ms_p99": p99, "processor_ms_p50": cpu_p50, "processor_ms_p99": cpu_p99}
+    return Cost(**times, model_bytes=size, **found)
+
+
+@contextmanager
+def lifeline() -> Iterator[int]:
+    """A pipe's end, to be a child's stdin: it reads as ended as soon as this process leaves the block or ends, however it is ended."""
+    theirs, ours = os.pipe()  # neither is inherited by other children, which would keep it open
+    try:
+        yield theirs
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 # ---------------------------------------------------------------- in the process of its own
@@ -102,27 +124,53 @@ def _measure(folder: Path, *, requests: int, candidates: int, threads: int, retr
             history, answer = _ranking(model, candidates)
         else:
             history, answer = _retrieval(model, candidates, RetrievalSettings.model_validate(retrieval), threads)
-        _round(answer, _WARM_UP)
-        milliseconds = min((_round(answer, requests) for _ in range(_ROUNDS)), key=sum)
+        calmest = calmest_round(answer, requests, seconds=_SECONDS)
     return {
-        "milliseconds": milliseconds,
+        "milliseconds": [wall for wall, _ in calmest],
+        "processor_milliseconds": [processor for _, processor in calmest],
         "peak_memory_bytes": peak_memory(),
         "base_memory_bytes": base,
         "history": history,
         "candidates": candidates,
-        "requests": requests,
+        "requests": len(calmest),
         "threads": threads,
     }
 
 
-def _round(answer: Callable[[], object], requests: int) -> list[float]:
-    """Milliseconds of each request, one after the other."""
-    times = []
-    for _ in range(requests):
-        began = time.perf_counter()
+def calmest_round(answer: Callable[[], object], requests: int, *, seconds: float) -> list[tuple[float, float]]:
+    """(wall, processor) milliseconds of each request of the calmest of ROUNDS rounds, one after the other, after a warm-up.
+
+    Warm-up and rounds have equal shares of `seconds`, in which fewer than `requests` may be answered, but some. Rounds for which no time is left are
+    left out, but the first.
+    """
+    began, share = time.perf_counter(), seconds / (ROUNDS + 1)
+    _round(answer, _WARM_UP, fewest=1, seconds=share)
+    rounds = [_round(answer, requests, fewest=_FEWEST, seconds=share)]
+    while len(rounds) < ROUNDS and time.perf_counter() - began < seconds:
+        rounds.append(_round(answer, requests, fewest=_FEWEST, seconds=share))
+    return min(rounds, key=lambda times: sum(wall for wall, _ in times) / len(times))
+
+
+def _round(answer: Callable[[], object], requests: int, *, fewest: int, seconds: float) -> list[tuple[float, float]]:
+    times: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    while len(times) < requests and (len(times) < fewest or time.perf_counter() < end):
+        began, processor = time.perf_counter(), time.process_time()
         answer()
-        times.append((time.perf_counter() - began) * 1000)
+        times.append(((time.perf_counter() - began) * 1000, (time.process_time() - processor) * 1000))
     return times
+
+
+def end_with_parent() -> None:
+    """End this process when the other end of its stdin closes: `lifeline` of a parent that was killed."""
+
+    def wait() -> None:
+        # os.read and not sys.stdin, whose lock a waiting thread would hold when the interpreter ends.
+        while os.read(0, 4096):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _full_history(card: Any, rng: np.random.Generator) -> Any:
@@ -190,5 +238,6 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     task = json.loads(sys.argv[1])
     print(json.dumps(_measure(Path(task.pop("folder")), **task)))

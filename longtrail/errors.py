@@ -25,6 +25,10 @@ class HistoryError(LongtrailError):
     """A history store is damaged, or was asked for a user or length it does not hold."""
 
 
+class NothingNewError(HistoryError):
+    """Nothing in the training period happened from the time on that training was to learn from."""
+
+
 class ModelError(LongtrailError):
     """A model folder is damaged, or does not fit the data it is used with."""
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from longtrail.errors import HistoryError
 from longtrail.files import atomic_directory, read_json, write_json
 from longtrail.segments import Segment, concatenate_segments, write_segment
+from longtrail.times import iso
 
 FORMAT = 1
 SHARDED = 2  # the format of longtrail/sharded_history.py
@@ -268,8 +269,8 @@ def _check_follows(stored: Sequence[Segment], added: Segment, *, of: Callable[[i
         if early_n.any():
             place = int(np.flatnonzero(early_n)[0])
             raise HistoryError(
-                f"user_id {of(int(users_n[place]))}: an event available at {first[0][place]} µs would stand before a stored one, available at "
-                f"{last[0][place]} µs; expected appended events to be the newest. Rebuild the store for late rows"
+                f"user_id {of(int(users_n[place]))}: an event available at {iso(first[0][place])} would stand before a stored one, available at "
+                f"{iso(last[0][place])}; expected appended events to be the newest. Rebuild the store for late rows"
             )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from longtrail.config import SplitSettings
 from longtrail.errors import EvaluationError
+from longtrail.times import iso
 
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = ("train", "valid", "test")  # names of the codes above
@@ -61,10 +62,12 @@ def split_bounds(times: Ints | Instants, settings: SplitSettings) -> tuple[int, 
         )
     t2, before = _newest(instants, settings.test_share * n, n)
     if before == 0:
-        raise EvaluationError(f"split: nothing stands before the test period, which starts at {t2} µs; expected more distinct timestamps in the log")
+        raise EvaluationError(
+            f"split: nothing stands before the test period, which starts at {iso(t2)}; expected more distinct timestamps in the log"
+        )
     t1, training = _newest(instants, settings.valid_share * n, before)
     if training == 0:
-        raise EvaluationError(f"split: nothing stands before the validation period, which starts at {t1} µs; expected more distinct timestamps")
+        raise EvaluationError(f"split: nothing stands before the validation period, which starts at {iso(t1)}; expected more distinct timestamps")
     return t1, t2
 
 

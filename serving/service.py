@@ -13,6 +13,7 @@ from typing import Any, cast
 import bentoml
 from bentoml.exceptions import BentoMLException, ServiceUnavailable
 
+from longtrail.commits import short_commit
 from longtrail.config import ServingSettings, load_config
 from longtrail.errors import LongtrailError
 from serving.control import Control
@@ -132,7 +133,7 @@ class Longtrail:
             ranker=artifacts.manifest.ranker,
             retriever=artifacts.manifest.retriever,
             features=lineage.features[:12],
-            code=(lineage.code or "")[:12],
+            code=short_commit(lineage.code or ""),
         )
         self._metrics.ready(True)
         self._show(engine, artifacts, online)

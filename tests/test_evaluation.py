@@ -224,6 +224,7 @@ def test_cost_is_that_of_a_process_of_its_own(features, tmp_path, name):
     ballast = np.ones(80_000_000)  # 640 MB that must not be counted
     cost = measure_cost(folder, SETTINGS)
     assert 0 < cost.latency_ms_p50 <= cost.latency_ms_p99 < 5_000
+    assert 0 < cost.processor_ms_p50 <= cost.processor_ms_p99
     assert 50e6 < cost.base_memory_bytes <= cost.peak_memory_bytes < peak_memory()
     assert cost.peak_memory_bytes < ballast.nbytes
     assert (cost.history, cost.candidates, cost.requests) == (12, 20, 5)

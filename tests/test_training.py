@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from longtrail.config import (
     BERT4RecSettings,
+    BlossomSettings,
     DINSettings,
     GRU4RecSettings,
     PopularityRankerSettings,
@@ -246,6 +247,15 @@ def _valid_ndcg(module: torch.nn.Module, features: FeatureSet) -> float:
             order = sorted((item for item in range(scores.shape[1]) if item not in barred), key=lambda item: (-scores[row, item], item))
             gains.append(float(row_ndcg(np.array([order.index(target) + 1 if target in order else 0]), 10)[0]))
     return float(np.mean(gains))
+
+
+def test_frozen_parameters_are_counted_apart(features: FeatureSet, caplog: pytest.LogCaptureFixture) -> None:
+    frozen = BlossomSettings(window=2, block=4, stride=4, compression=4, selected=1, selector="frozen")
+    with caplog.at_level("INFO", "longtrail.training"):
+        trained = train(features, NETWORKS["sasrec"].model_copy(update={"attention": frozen, "max_epochs": 1}), "blossom", CPU, data="d")
+    counts = {learns: sum(p.numel() for p in trained.module.parameters() if p.requires_grad is learns) for learns in (True, False)}
+    assert (trained.parameters.trained, trained.parameters.frozen) == (counts[True], counts[False]) and counts[False] > 0
+    assert f"blossom: {counts[True]:,} parameters and {counts[False]:,} frozen ones, " in caplog.text
 
 
 def test_training_stops_when_patience_is_out(features: FeatureSet) -> None:

@@ -12,7 +12,7 @@ import typer
 from benchmarks.quality.board import Board, Cell, load_boards
 from benchmarks.quality.prepare import features_digest, prepare
 from components.command import run
-from components.train import git_commit
+from longtrail.commits import git_commit
 from longtrail.config import EvaluationSettings
 from longtrail.files import hash_path, write_json
 

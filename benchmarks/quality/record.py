@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.board import Board, Cell
+from longtrail.commits import short_commit
 from longtrail.errors import ConfigError
 from longtrail.files import atomic_file
 
@@ -64,7 +65,7 @@ def _is_done(path: Path, board: Board) -> bool:
 
 
 def _rounded(cell: dict[str, Any]) -> dict[str, Any]:
-    commit = {"commit": cell["commit"][:12]} if cell.get("commit") else {}
+    commit = {"commit": short_commit(cell["commit"])} if cell.get("commit") else {}
     return {**cell, **{name: _digits(cell[name], digits) for name, digits in DIGITS.items() if name in cell}, **commit}
 
 

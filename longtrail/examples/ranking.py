@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longtrail.errors import HistoryError
+from longtrail.errors import HistoryError, NothingNewError
 from longtrail.examples.buckets import Buckets, padding_share
 from longtrail.examples.features import FeatureSet, column
 from longtrail.examples.sets import NewestRows, widened
 from longtrail.examples.tensors import candidate_tensors, context_tensors, history_tensors
 from longtrail.models.contracts import Candidates, Context, History
 from longtrail.schema import ITEM_STATISTICS, USER_STATISTICS
+from longtrail.times import iso
 
 Ints = NDArray[np.int64]
 _log = logging.getLogger(__name__)
@@ -85,11 +86,11 @@ class RankingBatches:
         sampled: int = 0,
     ) -> None:
         table = features.examples(split)
-        of = "" if since is None else f" at or after {since} µs"
+        of, error = ("", HistoryError) if since is None else (f" at or after {iso(since)}", NothingNewError)
         if since is not None:
             table = table.filter(pa.array(column(table, "timestamp") >= since))
         if table.num_rows == 0:
-            raise HistoryError(f"{features.folder / 'examples' / split}.parquet: no rows{of}; expected impressions, which ranking learns from")
+            raise error(f"{features.folder / 'examples' / split}.parquet: no rows{of}; expected impressions, which ranking learns from")
         self.features, self.split, self.max_history, self.seed, self.epoch, self.sampled = features, split, max_history, seed, 0, sampled
         self.starts_R1 = _request_starts(table)  # request r is the rows starts_R1[r]:starts_R1[r + 1]
         self._items_E, self._clicks_E = column(table, "item_id"), table["click"].to_numpy().astype(np.float32)

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longtrail.errors import HistoryError
+from longtrail.errors import HistoryError, NothingNewError
 from longtrail.examples.buckets import Buckets, padding_share
 from longtrail.examples.features import FeatureSet, column
 from longtrail.examples.tensors import history_tensors
 from longtrail.history import HistoryArrays
 from longtrail.models.contracts import History
+from longtrail.times import iso
 
 Ints = NDArray[np.int64]
 _log = logging.getLogger(__name__)
@@ -56,10 +57,8 @@ class SequenceBatches:
         self.first_U = np.zeros_like(features.train_lengths) if since is None else _first_since(features, since)
         self.users_W, self.stops_W, self.inputs_W, self.counts_W = _windows(features.train_lengths, max_history, self.first_U)
         if len(self.users_W) == 0:
-            of = "" if since is None else f" with the second at or after {since} µs"
-            raise HistoryError(
-                f"{features.folder / 'train_lengths.npy'}: no user has two events in the training period{of}; expected some to learn from"
-            )
+            of, error = ("", HistoryError) if since is None else (f" with the second at or after {iso(since)}", NothingNewError)
+            raise error(f"{features.folder / 'train_lengths.npy'}: no user has two events in the training period{of}; expected some to learn from")
         self._buckets = Buckets.make(self.inputs_W, batch_size=batch_size)
         self._plan = self._buckets.batches(seed=seed, epoch=0)
         _log.info(

@@ -33,6 +33,22 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """How many numbers of a model training moves, and how many it leaves as they were built (Blossom's selectors). Buffers are neither."""
+
+    trained: int
+    frozen: int
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Parameters":
+        counts = {learns: sum(p.numel() for p in module.parameters() if p.requires_grad == learns) for learns in (True, False)}
+        return cls(trained=counts[True], frozen=counts[False])
+
+    def __str__(self) -> str:
+        return f"{self.trained:,} parameters" + (f" and {self.frozen:,} frozen ones" if self.frozen else "")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """What training gives back. `checkpoint` is to be removed once the model is safe on disk."""
 
@@ -48,6 +64,11 @@ class Trained:
         """One line for a log."""
         value = "unknown" if self.value is None else f"{self.value:.4f}"
         return f"valid {self.metric} {value}" + (f" at epoch {self.best_epoch} of {self.epochs}" if self.epochs else "")
+
+    @property
+    def parameters(self) -> "Parameters":
+        """How many the model has."""
+        return Parameters.of(self.module)
 
     @property
     def epochs(self) -> int:
@@ -154,7 +175,7 @@ def _train_network(
         means = [WeightAverage(progress, settings.weight_average, training.accumulate)] if settings.weight_average else []
         goes_on = previous is not None and found is None
         trainer = make_trainer(training, [*means, keeper], epochs, first_is_shorter=progress.step > 0, judged_first=goes_on)
-        log.info("%s: %s parameters, %d steps an epoch, %s", name, f"{sum(p.numel() for p in module.parameters()):,}", len(batches), _place(training))
+        log.info("%s: %s, %d steps an epoch, %s", name, Parameters.of(module), len(batches), _place(training))
         with freed_memory_is_kept():
             trainer.fit(learner, pieces.of(trainer.global_rank, trainer.world_size), valid)
     if progress.best:

@@ -40,7 +40,8 @@ def test_the_expectation_is_the_mean_of_draws() -> None:
 
 def a_cell(board: Board, model: str, seed: int, value: float, **other: object) -> dict[str, Any]:
     return {
-        "board": "beauty-next-item", "model": model, "seed": seed, "metrics": {"ndcg@10": value, "recall@10": 2 * value}, "commit": "1" * 40,
+        "board": "beauty-next-item", "model": model, "seed": seed, "metrics": {"ndcg@10": value, "recall@10": 2 * value},
+        "commit": "1" * 40 + "-dirty",
         "settings": board.models[model].model_dump(mode="json"), "protocol": board.protocol, "best_epoch": 3, "epochs": 5,
         "train_cpu_seconds": 60.0, "state_bytes": 1_000_000, "peak_memory_bytes": 2_000_000, "resumed": False, **other,
     }  # fmt: skip
@@ -111,7 +112,7 @@ def test_a_cell_of_other_settings_is_run_again_and_gives_way_to_a_recorded_one(b
     write_results(results, {"machine": "m", "cells": [*recorded, {**recorded[0], "model": "left the board"}]})
     found = read_cells(boards, tmp_path, results)
     assert {cell["model"]: cell["metrics"]["ndcg@10"] for cell in found} == {"blossom": 0.06, "sasrec": 0.05, "markov": 0.03}
-    assert {cell["commit"] for cell in found} == {"1" * 12}
+    assert {cell["commit"] for cell in found} == {"1" * 12 + "-dirty"}
     assert len(results.read_text().splitlines()) == 2 + 5  # a line each
 
 

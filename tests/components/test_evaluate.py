@@ -79,6 +79,8 @@ def test_the_page_needs_no_network_and_holds_the_figures(evaluated):
     found = read_json(evaluated / "evaluation.json")
     metric = "auc" if found["stage"] == "ranking" else "ndcg@5"
     assert f"{found['splits']['test']['metrics'][metric]['value']:.4f}" in text
+    trained = text[text.index("What was trained") :]
+    assert f"kind {found['kind']}" in trained and found["weights"][:12] in trained
     for name in ("metrics", "slices", "curve"):
         assert (evaluated / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

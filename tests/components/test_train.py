@@ -1,6 +1,7 @@
 """The train step as a command: what it writes, what it refuses, and that it survives being killed."""
 
 import csv
+import importlib.metadata
 import json
 import os
 import signal
@@ -8,15 +9,18 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from components.train import git_commit, hash_settings, learning_curves, train
+from components.lineage import hash_settings
+from components.train import learning_curves, train, trained_until
+from longtrail.commits import git_commit
 from longtrail.config import load_config
-from longtrail.errors import ConfigError, HistoryError
+from longtrail.errors import ConfigError, HistoryError, ModelError
 from longtrail.examples import FeatureSet
 from longtrail.files import hash_path, read_json
 from longtrail.models.contracts import Sizes
@@ -64,15 +68,29 @@ def test_a_model_folder_is_whole_and_says_where_it_came_from(model: str, params:
     assert loaded.card.sizes == Sizes(**features.meta["sizes"])
     assert (loaded.card.actions, loaded.card.prior_click_rate) == (features.actions, features.prior_click_rate)
     lineage = read_json(out / "lineage.json")
+    validation, parameters = lineage.pop("validation"), lineage.pop("parameters")
     assert lineage == {
         "features": hash_path(toy_features_folder / "features.json"),
         "code": git_commit(),
         "params": hash_settings(load_config(params), model),
+        "since": None,
         "trained_until": features.meta["split"]["valid_from"],
         "previous": None,
+        "data": {"dataset": "movielens", "tables": features.meta["hashes"]["tables"], "split": features.meta["split"]},
+        "training": load_config(params).training.model_dump(mode="json"),
+        "versions": {"longtrail": importlib.metadata.version("longtrail"), "torch": torch.__version__},
     }
+    assert parameters == {"trained": sum(p.numel() for p in loaded.module.parameters()), "frozen": 0}
     rows = rows_of(out / "learning_curve.csv")
     metric = "valid_auc" if MODELS[model]["stage"] == "ranking" else "valid_ndcg@10"
+    best = max(rows, key=lambda row: float(row[metric]))
+    assert validation == {
+        "metric": metric.removeprefix("valid_"),
+        "value": float(best[metric]),
+        "best_epoch": int(best["epoch"]),
+        "epochs": len(rows) if int(best["epoch"]) else 0,
+        **({"exclude_seen": True} if MODELS[model]["stage"] == "retrieval" else {}),
+    }
     assert [int(row["epoch"]) for row in rows] == ([0] if MODELS[model]["kind"] == "popularity" else [1, 2, 3])
     assert all(0 < float(row[metric]) < 1 for row in rows)
     files = {"model.safetensors", "model.json", "vocabulary.parquet", "lineage.json", "learning_curve.csv"}
@@ -107,6 +125,58 @@ def test_unknown_model_names_the_known_ones(params: Path, toy_features_folder: P
     with pytest.raises(ConfigError, match=r"--model bert: .*no such model; expected one of din, popular_items, popularity, sam, sasrec"):
         train("bert", toy_features_folder, params, tmp_path / "out", tmp_path / "checkpoints")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_part_of_the_log_is_not_learnt_from_nothing(params: Path, toy_features_folder: Path, tmp_path: Path) -> None:
+    options = ["--model", "din", "--features", toy_features_folder, "--params", params, "--out", tmp_path / "out", "--since", "2024-01-02"]
+    done = subprocess.run([*STEP, *map(str, options)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert "error: --since 2024-01-02T00:00:00+00:00: there is no --previous" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["folder", "model.json", "model.safetensors", "lineage.json"])
+def test_what_is_no_model_folder_is_not_gone_on_from(missing: str, params: Path, toy_features_folder: Path, tmp_path: Path) -> None:
+    previous = tmp_path / "previous"
+    if missing != "folder":
+        train("popularity", toy_features_folder, params, previous, tmp_path / "checkpoints")
+        (previous / missing).unlink()
+    said = "no such folder" if missing == "folder" else f"holds no {missing}"
+    with pytest.raises(ModelError, match=rf"^--previous {previous}: {said}; expected the folder of a model, as train writes it$"):
+        train("popularity", toy_features_folder, params, tmp_path / "out", tmp_path / "checkpoints", previous)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"trained_until": null}', '{"trained_until": "yesterday"}', '{"trained_until": 3}'])
+def test_a_lineage_that_does_not_say_until_when_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "lineage.json").write_text(text)
+    with pytest.raises(ModelError, match=rf"^{tmp_path}/lineage\.json: (not JSON|trained_until is .*; expected a time)"):
+        trained_until(tmp_path)
+
+
+@pytest.mark.parametrize("model", ["din", "sasrec"])
+def test_nothing_new_is_told_in_dates(model: str, params: Path, toy_features_folder: Path, tmp_path: Path) -> None:
+    first, until = tmp_path / "first", read_json(toy_features_folder / "features.json")["split"]["valid_from"]
+    train(model, toy_features_folder, params, first, tmp_path / "checkpoints")
+    with pytest.raises(HistoryError) as told:
+        train(model, toy_features_folder, params, tmp_path / "second", tmp_path / "checkpoints", first)
+    said = str(told.value)
+    assert said.startswith(f"--previous {first}: trained until {until}, and the training period has nothing newer: ")
+    assert f"at or after {until}" in said and "µs" not in said
+    with pytest.raises(HistoryError, match=r"at or after 2100-01-01T00:00:00\+00:00") as told:
+        train(model, toy_features_folder, params, tmp_path / "second", tmp_path / "checkpoints", first, datetime(2100, 1, 1))
+    assert "trained until" not in str(told.value)  # it was asked for
+    assert not (tmp_path / "second").exists()
+
+
+def test_lineage_says_from_when_on_and_from_what_it_went_on(params: Path, toy_features_folder: Path, tmp_path: Path) -> None:
+    features = FeatureSet.open(toy_features_folder)
+    since = sorted(features.examples("train")["timestamp"].to_pylist())[features.examples("train").num_rows // 2]
+    for model, expected in (("din", since.isoformat()), ("popularity", None)):  # counts are made of the whole training period
+        first, second = tmp_path / f"{model} first", tmp_path / f"{model} second"
+        train(model, toy_features_folder, params, first, tmp_path / "checkpoints")
+        train(model, toy_features_folder, params, second, tmp_path / "checkpoints", first, since)
+        lineage = read_json(second / "lineage.json")
+        assert (lineage["since"], lineage["previous"]) == (expected, read_json(first / "model.json")["weights"]["sha256"])
 
 
 def test_absent_features_are_a_plain_error(params: Path, tmp_path: Path) -> None:
@@ -194,14 +264,6 @@ def test_two_processes_train_one_model_and_write_it_once(toy_features_folder: Pa
     for file in ("learning_curve.csv", "model.safetensors"):
         assert (again / "din" / file).read_bytes() == (tmp_path / "din" / file).read_bytes()
     assert list((again / "ck").iterdir()) == []
-
-
-def test_an_image_says_what_it_was_built_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = git_commit()
-    monkeypatch.setenv("LONGTRAIL_COMMIT", "unknown")
-    assert git_commit() == here
-    monkeypatch.setenv("LONGTRAIL_COMMIT", "0123abc")
-    assert git_commit() == "0123abc"
 
 
 def test_dvclive_shows_every_epoch_and_makes_no_dvc_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

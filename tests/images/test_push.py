@@ -42,7 +42,7 @@ def test_what_is_pushed_is_what_was_built_and_is_pulled_again_by_its_digest(dock
         repository, local = f"shop/longtrail-{name}", f"longtrail-{name}:pushed"
         assert store.get(f"{repository}/tags/list")[0]["tags"] == ["pushed"]
         held, digest = store.image(repository, "pushed")
-        assert held["config"]["Labels"]["org.opencontainers.image.revision"] == commit
+        assert held["config"]["Labels"]["org.opencontainers.image.revision"].removesuffix("-dirty") == commit
         identity = describe(docker, local)["Id"]
         docker.run("rmi", local, f"{place}/longtrail-{name}:pushed")
         assert docker.run("image", "inspect", identity, check=False).returncode != 0
