@@ -113,13 +113,14 @@ def lifeline() -> Iterator[int]:
 def _measure(folder: Path, *, requests: int, candidates: int, threads: int, retrieval: dict[str, Any]) -> dict[str, Any]:
     import torch
 
+    from longtrail.models.attention.fused import serving
     from longtrail.models.store import load_model
 
     torch.set_num_threads(threads)
     base = peak_memory()
     model = load_model(folder)
     candidates = min(candidates, model.card.sizes.items)
-    with torch.inference_mode():
+    with torch.inference_mode(), serving():  # as the service answers
         if model.card.stage == "ranking":
             history, answer = _ranking(model, candidates)
         else:

@@ -104,7 +104,6 @@ BLOSSOM: dict[str, Any] = {"kind": "blossom"}
         (IFA | {"relation": "none", "relation_dropout": 0.5}, "relation_dropout is 0.5, which changes nothing with relation: none"),
         (IFA | {"relation": "none", "exact_heads": 2}, "exact_heads is 2, which changes nothing with"),
         (IFA | {"width": 5}, "width is 5, exact_heads is 4"),
-        (IFA | {"recent_events": 300}, "recent_events is 300, max_history is 200; expected recent_events of at most max_history"),
         (TWIN | {"top_k": 51, "max_history": 40}, "top_k is 51, max_history is 40; expected top_k of at most max_history"),
         (SAM | {"sampled_candidates": 8}, "sampled_candidates is 8, which changes nothing with listwise: 0"),
         (IFA | {"relation": "none", "listwise": 0, "sampled_candidates": 8}, "sampled_candidates is 8, which changes nothing with listwise: 0"),

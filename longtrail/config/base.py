@@ -41,7 +41,7 @@ class Settings(BaseModel):
         return iter(())
 
     def beyond(self) -> Iterator[tuple[str, str]]:
-        """Names of settings that cannot have more than another gives, and of that other: (`recent_events`, `max_history`)."""
+        """Names of settings that cannot have more than another gives, and of that other: (`top_k`, `max_history`)."""
         return iter(())
 
     @model_validator(mode="after")

@@ -115,7 +115,7 @@ class IFASettings(RankerSettings):
     prior_events: PositiveFloat = Field(1.0, description="clusters: what is read of m alike events counts m / (m + this); learned")
     temperature: PositiveFloat = Field(6.0, description="first sharpness of each head's feature map; learned")
     half_life_days: PositiveFloat | None = Field(None, description="first half-life of the slowest head's memory; null forgets nothing")
-    recent_events: Count = Field(0, description="newest events that exact attention reads beside the sums")
+    recent_events: Count = Field(0, description="newest events that exact attention reads beside the sums; all, where max_history is less")
     relation: Literal["softmax", "linear", "none"] = Field("softmax", description="attention among the candidates; linear for sets beyond some 500")
     relation_dropout: Rate = Field(0.15, description="share of training requests scored without the relation")
 
@@ -142,9 +142,6 @@ class IFASettings(RankerSettings):
             yield "relation_dropout", "relation: none"
         if self.relation == "none" and self.feature_map != "softmax" and not self.recent_events:
             yield "exact_heads", f"feature_map: {self.feature_map}, recent_events: 0 and relation: none"
-
-    def beyond(self) -> Iterator[tuple[str, str]]:
-        yield "recent_events", "max_history"
 
 
 class MeanPoolingSettings(RankerSettings):

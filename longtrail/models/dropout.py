@@ -32,7 +32,7 @@ class Dropout(nn.Module):
 
     def _noise(self, x: Tensor) -> Tensor:
         """0 or 1 / (1 - p) for each element of `x`."""
-        dropped = round(self.p * _LEVELS)
+        dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
         whole = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
         kept = whole.view(torch.int16)[: x.numel()] >= dropped - _LEVELS // 2
         return kept.view(x.shape).to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))

@@ -48,35 +48,41 @@ class Sums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, sums_BXD: Tensor, norms_BX: Tensor) -> Any:
-        keys_BLD, weights_DX, bias_X, mask_BL, days_BL, rates_G, kept_BLX = ctx.saved_tensors
-        keys_grad_BLD, weights_grad_XD = torch.empty_like(keys_BLD), torch.zeros_like(weights_DX.T, memory_format=torch.contiguous_format)
-        rates_grad_G = None if rates_G is None else torch.zeros_like(rates_G)
-        bias_grad_X = None if bias_X is None else torch.zeros_like(bias_X)
-        for rows in _blocks(keys_BLD):
-            grad_BLX = (mask_BL[rows].unsqueeze(-1) * norms_BX[rows].unsqueeze(1)).baddbmm_(keys_BLD[rows], sums_BXD[rows].transpose(1, 2))
-            if kept_BLX is not None:
-                features_BLX = kept_BLX[rows]
-                grad_BLX = ctx.slopes(features_BLX, grad_BLX)
-            else:
-                inner_BLX = inner(keys_BLD[rows], weights_DX, bias_X).requires_grad_()
-                rates = None if rates_G is None else rates_G.detach().requires_grad_()
-                with torch.enable_grad():
-                    features_BLX = ctx.features(inner_BLX, days_BL[rows], rates)
-                grad_BLX, *rest = torch.autograd.grad(features_BLX, [inner_BLX] if rates is None else [inner_BLX, rates], grad_BLX)
-                if rates_grad_G is not None:
-                    rates_grad_G += rest[0]
-            torch.bmm(features_BLX.detach(), sums_BXD[rows], out=keys_grad_BLD[rows])
-            if bias_grad_X is None:
-                keys_grad_BLD[rows].flatten(0, 1).addmm_(grad_BLX.flatten(0, 1), weights_DX.T)
-            else:
-                bias_grad_X += grad_BLX.sum((0, 1))
-                over_BL1 = over_length(keys_BLD[rows])
-                grad_BLX = grad_BLX * over_BL1
-                directions_BLD = grad_BLX @ weights_DX.T  # by s / |s|, over |s|: what of it points along s changes nothing
-                along_BL1 = (directions_BLD * keys_BLD[rows]).sum(-1, keepdim=True) * over_BL1.square()
-                keys_grad_BLD[rows].add_(directions_BLD).addcmul_(keys_BLD[rows], along_BL1, value=-1)
-            weights_grad_XD.addmm_(grad_BLX.flatten(0, 1).T, keys_BLD[rows].flatten(0, 1))
-        return keys_grad_BLD, weights_grad_XD.T, bias_grad_X, None, None, rates_grad_G, None, None
+        with torch.autocast(sums_BXD.device.type, enabled=False):  # which is on where a caller's backward stands within it
+            return _backward(ctx, sums_BXD, norms_BX)
+
+
+def _backward(ctx: Any, sums_BXD: Tensor, norms_BX: Tensor) -> Any:
+    keys_BLD, weights_DX, bias_X, mask_BL, days_BL, rates_G, kept_BLX = ctx.saved_tensors
+    keys_grad_BLD = torch.empty_like(keys_BLD, memory_format=torch.contiguous_format)  # in other strides `flatten` would be a copy
+    weights_grad_XD = torch.zeros_like(weights_DX.T, memory_format=torch.contiguous_format)
+    rates_grad_G = None if rates_G is None else torch.zeros_like(rates_G)
+    bias_grad_X = None if bias_X is None else torch.zeros_like(bias_X)
+    for rows in _blocks(keys_BLD):
+        grad_BLX = (mask_BL[rows].unsqueeze(-1) * norms_BX[rows].unsqueeze(1)).baddbmm_(keys_BLD[rows], sums_BXD[rows].transpose(1, 2))
+        if kept_BLX is not None:
+            features_BLX = kept_BLX[rows]
+            grad_BLX = ctx.slopes(features_BLX, grad_BLX)
+        else:
+            inner_BLX = inner(keys_BLD[rows], weights_DX, bias_X).requires_grad_()
+            rates = None if rates_G is None else rates_G.detach().requires_grad_()
+            with torch.enable_grad():
+                features_BLX = ctx.features(inner_BLX, days_BL[rows], rates)
+            grad_BLX, *rest = torch.autograd.grad(features_BLX, [inner_BLX] if rates is None else [inner_BLX, rates], grad_BLX)
+            if rates_grad_G is not None:
+                rates_grad_G += rest[0]
+        torch.bmm(features_BLX.detach(), sums_BXD[rows], out=keys_grad_BLD[rows])
+        if bias_grad_X is None:
+            keys_grad_BLD[rows].flatten(0, 1).addmm_(grad_BLX.flatten(0, 1), weights_DX.T)
+        else:
+            bias_grad_X += grad_BLX.sum((0, 1))
+            over_BL1 = over_length(keys_BLD[rows])
+            grad_BLX = grad_BLX * over_BL1
+            directions_BLD = grad_BLX @ weights_DX.T  # by s / |s|, over |s|: what of it points along s changes nothing
+            along_BL1 = (directions_BLD * keys_BLD[rows]).sum(-1, keepdim=True) * over_BL1.square()
+            keys_grad_BLD[rows].add_(directions_BLD).addcmul_(keys_BLD[rows], along_BL1, value=-1)
+        weights_grad_XD.addmm_(grad_BLX.flatten(0, 1).T, keys_BLD[rows].flatten(0, 1))
+    return keys_grad_BLD, weights_grad_XD.T, bias_grad_X, None, None, rates_grad_G, None, None
 
 
 def _blocks(keys_BLD: Tensor) -> list[slice]:

@@ -115,6 +115,33 @@ def test_gradients_are_those_of_the_explicit_read(feature_map: str, half_life_da
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("feature_map", ["elu1", "shares", "clusters"])
+def test_gradients_do_not_depend_on_how_the_keys_lie_in_memory(feature_map: str) -> None:
+    attention, (keys_BLD, mask_BL, times_BL, queries_BCD) = make_attention(feature_map), random_inputs()
+    found = []
+    for laid in (keys_BLD, keys_BLD.transpose(1, 2).contiguous().transpose(1, 2), keys_BLD.repeat_interleave(2, dim=2)[..., ::2]):
+        torch.testing.assert_close(laid, keys_BLD)
+        laid = laid.detach().requires_grad_()
+        read = attention.read(queries_BCD, attention.state(laid, mask_BL, times_BL), 0)
+        found.append(torch.autograd.grad(read.square().sum(), [laid, attention.keys]))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("feature_map", ["elu1", "shares", "clusters"])
+def test_a_backward_within_autocast_is_that_outside_it_but_for_rounding(feature_map: str) -> None:
+    attention, (keys_BLD, mask_BL, times_BL, queries_BCD) = make_attention(feature_map).float(), random_inputs()
+    found = []
+    for enabled in (False, True):
+        keys = keys_BLD.float().requires_grad_()
+        state = attention.state(keys, mask_BL, times_BL)
+        loss = attention.read(queries_BCD.float(), state, 0).square().sum()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found.append(torch.autograd.grad(loss, [keys, attention.keys]))
+    for rounded, exact in zip(found[1], found[0], strict=True):  # of the read's own products, which torch takes in half precision then
+        assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
 def test_equal_keys_read_the_mean() -> None:
     attention, (keys_BLD, mask_BL, times_BL, query_BCD) = make_attention("elu1"), random_inputs()
     with torch.no_grad():
