@@ -139,7 +139,7 @@ def test_a_backward_within_autocast_is_that_outside_it_but_for_rounding(feature_
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             found.append(torch.autograd.grad(loss, [keys, attention.keys]))
     for rounded, exact in zip(found[1], found[0], strict=True):  # of the read's own products, which torch takes in half precision then
-        assert (rounded - exact).norm() < 0.02 * exact.norm()
+        assert (rounded - exact).norm() < 0.1 * exact.norm()
 
 
 def test_equal_keys_read_the_mean() -> None:
