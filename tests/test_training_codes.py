@@ -17,7 +17,7 @@ from longtrail.models.registry import build_model
 from longtrail.training import codes as coding
 from longtrail.training import fitting, starts
 from longtrail.training.codes import NOISE, assign, assign_codes, bpr_components, equal_bins, extend_codes, svd_components
-from longtrail.training.interactions import interaction_matrix
+from longtrail.training.interactions import interaction_matrix, unlabelled_until
 
 How = Literal["svd", "bpr", "random"]
 ONE_THREAD = TrainingSettings(accelerator="cpu", threads=1)
@@ -228,12 +228,13 @@ def test_a_model_starts_with_its_codes_and_a_ranker_with_its_vectors(features: F
     module = build_model(settings, features.sizes)
     starts.start(module, features, settings, seed=0)
     (slot,) = item_slots(module)
-    expected = assign_codes(features, settings.items, seed=0)
+    until = unlabelled_until(features) if settings.stage == "ranking" else None
+    expected = assign_codes(features, settings.items, seed=0, until=until)
     assert np.array_equal(slot.codes.numpy(), expected.codes_NM) and np.array_equal(slot.levels.numpy(), expected.levels_Mb)
     vectors = slot.vectors()[1:].detach()
     assert vectors.std().item() == pytest.approx(0.3 if settings.stage == "ranking" else 0.02, rel=0.25)  # of 128 numbers
     if settings.stage == "ranking":  # items that the same people touched start alike, as their dense start vectors are
-        wanted = starts.cooccurrence_vectors(features, 8, seed=0)[1:]
+        wanted = starts.cooccurrence_vectors(features, 8, seed=0, until=until)[1:]
         assert np.corrcoef((vectors @ vectors.T).numpy().ravel(), (wanted @ wanted.T).ravel())[0, 1] > 0.6
 
 

@@ -43,7 +43,7 @@ from longtrail.models.store import LoadedModel, ModelCard, load_model
 from longtrail.models.vocabulary import FILE, Vocabulary
 from longtrail.training import train
 from longtrail.training.continuing import LEARNING, continue_from, neighbour_vectors
-from longtrail.training.interactions import interaction_matrix
+from longtrail.training.interactions import interaction_matrix, unlabelled_until
 
 RECJPQ = RecJPQItemsSettings(splits=2, codes=16)
 RANKER: dict[str, Any] = {"width": 4, "hidden": (8,), "max_history": 12}
@@ -148,7 +148,7 @@ def test_new_items_start_the_same_whatever_the_ids(features: FeatureSet) -> None
         scattered, features, replace(previous, vocabulary=Vocabulary(items=now.items.take(pa.array(held)), categories=now.categories[:-1])), seed=0
     )
     order = np.concatenate([[0], held + 1, np.setdiff1d(np.arange(len(now.items)), held) + 1])
-    expected = neighbour_vectors(table, interaction_matrix(features, binary=True)[:, order])
+    expected = neighbour_vectors(table, interaction_matrix(features, binary=True, until=unlabelled_until(features))[:, order])
     assert torch.equal(scattered.embedding.items.table.detach()[order], torch.cat([table, expected]))
 
 
@@ -226,7 +226,7 @@ def test_tables_grow_by_what_their_rows_are_of_whatever_they_are_called(features
     assert after["liked.table"].shape == (features.sizes.items + 1, 4)
     for name in ("liked.table", "kinds.table"):
         assert torch.equal(after[name][: len(before[name])], before[name])
-    matrix_UN = interaction_matrix(features, binary=True)
+    matrix_UN = interaction_matrix(features, binary=True, until=unlabelled_until(features))
     torch.testing.assert_close(after["liked.table"][len(before["liked.table"]) :], neighbour_vectors(before["liked.table"], matrix_UN))
     torch.testing.assert_close(after["kinds.table"][-1], before["kinds.table"][1:].mean(0))
     module.actions = nn.Parameter(torch.randn(6, 2))

@@ -5,14 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
 from longtrail.config import DINSettings, MeanPoolingSettings, SAMSettings
-from longtrail.examples import FeatureSet
+from longtrail.examples import FeatureSet, RankingBatches
+from longtrail.examples.features import column
 from longtrail.models.rankers.mean_pooling import MeanPooling
 from longtrail.models.registry import build_model
+from longtrail.training.interactions import interaction_matrix, unlabelled_until
 from longtrail.training.starts import cooccurrence_vectors, met_items, start
+from tests.toy import toy_features, toy_tables
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,79 @@ def test_events_after_the_training_period_are_not_seen(features: FeatureSet) -> 
     vectors = cooccurrence_vectors(early, 3, seed=0)
     assert np.allclose(vectors[later], 0, atol=1e-6)
     assert np.abs(vectors[seen]).max() > 0.1
+
+
+# ---------------------------------------------------------------- clicks that are events, and labels
+
+
+@pytest.fixture(scope="module")
+def dealt(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    """A log whose events are clicks, and whose clicks chance deals out among a request's items: nothing there is to be learnt."""
+    tables = toy_tables(tmp_path_factory.mktemp("dealt") / "tables", users=300, items=400, shuffled=True)
+    return FeatureSet.open(toy_features(tables, tables.parent / "features"))
+
+
+def by_vectors_alone(features: FeatureSet, vectors_NW: np.ndarray, since: int) -> tuple[float, int]:
+    """AUC within requests from `since` on of ⟨sum over the history, candidate⟩, and how many pairs of a clicked and another item it is of."""
+    right, pairs = 0.0, 0
+    for batch in RankingBatches(features, "train", max_history=50, batch_size=64, since=since):
+        read_BW = vectors_NW[batch.history.items_BL.numpy()].sum(1)
+        scores_BC = np.einsum("bw,bcw->bc", read_BW, vectors_NW[batch.candidates.items_BC.numpy()])
+        clicked_BC, exposed_BC = batch.clicks_BC.numpy() == 1, batch.exposed.numpy()
+        pair_BCC = clicked_BC[:, :, None] & (exposed_BC & ~clicked_BC)[:, None, :]
+        ahead_BCC = scores_BC[:, :, None] - scores_BC[:, None, :]
+        right += ((ahead_BCC > 0) + 0.5 * (ahead_BCC == 0))[pair_BCC].sum()
+        pairs += int(pair_BCC.sum())
+    return right / pairs, pairs
+
+
+def test_vectors_do_not_tell_the_clicks_that_are_learnt_from(dealt: FeatureSet) -> None:
+    """Where chance dealt them out, vectors of all events order requests far better than one half; those a ranker starts with do not."""
+    until = unlabelled_until(dealt)
+    assert until is not None
+    telling, _ = by_vectors_alone(dealt, cooccurrence_vectors(dealt, 8, seed=0), until)
+    clean, pairs = by_vectors_alone(dealt, cooccurrence_vectors(dealt, 8, seed=0, until=until), until)
+    error = 0.5 / np.sqrt(pairs / 3)  # each click is in up to three pairs
+    assert telling > 0.5 + 5 * error
+    assert abs(clean - 0.5) < 4 * error
+
+
+def test_it_is_the_older_half_of_the_events_or_all_before_the_first_request(dealt: FeatureSet) -> None:
+    times = dealt.history.flat(np.arange(1, dealt.users + 1), dealt.train_lengths[1:]).times
+    until = unlabelled_until(dealt)
+    assert until is not None and (times < until).mean() == pytest.approx(0.5, abs=0.01)
+    learnt = column(dealt.examples("train"), "timestamp")
+    late = int(np.quantile(learnt, 0.9))
+    newest = unlabelled_until(dealt, since=late)  # of the newest alone: what is new there is new since then
+    assert newest == int(np.median(times[times >= late])) and newest > late
+    assert unlabelled_until(dealt, since=int(learnt.max()) + 1) is None  # nothing to learn from
+    counts = np.zeros((dealt.users, dealt.sizes.items + 1))
+    for user in range(1, dealt.users + 1):
+        history = dealt.history.flat(np.array([user]), dealt.train_lengths[[user]])
+        np.add.at(counts[user - 1], history.items[history.times < until], 1)  # some were written late: they are no prefix of the history
+    for binary, expected in ((False, counts), (True, counts > 0)):
+        assert np.array_equal(interaction_matrix(dealt, binary=binary, until=until).toarray(), expected)
+
+
+def test_events_that_say_nothing_of_clicks_are_all_good(dealt: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with ratings: what was shown is an event, whatever became of it."""
+    table = dealt.examples("train")
+    clicked = table.filter(pc.equal(table["click"], 1))
+    halves = pa.array((np.arange(clicked.num_rows) % 2).astype(np.int8))
+    shown = clicked.set_column(clicked.schema.get_field_index("click"), "click", halves)
+    monkeypatch.setattr(FeatureSet, "examples", lambda features, split: shown)
+    assert unlabelled_until(dealt) is None
+    monkeypatch.setattr(FeatureSet, "examples", lambda features, split: clicked)  # one kind of label alone: nothing to tell
+    assert unlabelled_until(dealt) is None
+
+
+def test_a_ranker_starts_without_them_and_next_items_with_all(dealt: FeatureSet) -> None:
+    settings = DINSettings(width=4)
+    module: Any = build_model(settings, dealt.sizes)
+    start(module, dealt, settings, seed=0)
+    wanted = cooccurrence_vectors(dealt, 4, seed=0, until=unlabelled_until(dealt))
+    found = module.embedding.items.table.detach().numpy()
+    assert np.allclose(found / np.linalg.norm(found), wanted / np.linalg.norm(wanted), atol=1e-6)
 
 
 def test_it_is_reproducible_and_wider_than_the_log_has_rank(features: FeatureSet) -> None:

@@ -42,12 +42,15 @@ class Assignment:
     levels_Mb: NDArray[np.float32]
 
 
-def assign_codes(features: FeatureSet, settings: RecJPQItemsSettings, *, seed: int) -> Assignment:
-    """Codes for all N items. Reproducible from `seed`. Items and splits that the log says nothing of get codes by chance."""
+def assign_codes(features: FeatureSet, settings: RecJPQItemsSettings, *, seed: int, until: int | None = None) -> Assignment:
+    """Codes for all N items, from the events before `until` (UTC µs), where it is given. Reproducible from `seed`.
+
+    Items and splits that the log says nothing of get codes by chance.
+    """
     log.info("codes: %s, %d splits of %d for %s items", settings.assignment, settings.splits, settings.codes, f"{features.sizes.items:,}")
     if settings.assignment == "random":
         return assign(np.zeros((features.sizes.items, 0)), settings.splits, settings.codes, seed=seed)
-    matrix_UN = interaction_matrix(features, binary=settings.binary)[:, 1:]
+    matrix_UN = interaction_matrix(features, binary=settings.binary, until=until)[:, 1:]
     components = bpr_components if settings.assignment == "bpr" else svd_components
     return assign(components(matrix_UN, settings.splits, seed=seed), settings.splits, settings.codes, seed=seed)
 

@@ -25,7 +25,7 @@ from longtrail.models.items.recjpq import RecJPQItems
 from longtrail.models.store import LoadedModel, ModelCard
 from longtrail.models.vocabulary import Vocabulary
 from longtrail.training.codes import extend_codes
-from longtrail.training.interactions import interaction_matrix
+from longtrail.training.interactions import interaction_matrix, unlabelled_until
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,14 @@ LEARNING = frozenset(_STEPS | _LOSS | _STARTS)
 LEAST_KNOWN = 0.5  # share of a model's items that must still be there, our choice: with less it is another log
 
 
-def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel, *, seed: int) -> None:
+def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel, *, seed: int, since: int | None = None) -> None:
     """Give `module`, new and built for `features`, the weights of `previous`, which was trained on an earlier state of the same log.
 
     Which weights have a row for each item, category or action, the parts say that hold them (longtrail.models.contracts.Grows).
 
     A new item starts as what the people who touched it had touched before (`neighbour_vectors`), in RecJPQ with the codes that lie nearest to
-    that; a new category as the mean of the known ones; a new action as it was built. Raises ModelError naming what does not fit: items,
+    that; a new category as the mean of the known ones; a new action as it was built. A ranker's new items start from events that do not tell the
+    clicks it learns from, from `since` (UTC µs) on: see `unlabelled_until`. Raises ModelError naming what does not fit: items,
     categories or actions that are no longer there, a weight of another shape, or other settings (but those in LEARNING).
     """
     card, before, after = previous.card, previous.module.state_dict(), module.state_dict()
@@ -56,7 +57,8 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
         raise ModelError(f"model {card.name}: expected the settings it was trained with{other}")
     parts = dict(module.named_modules())
     items, categories = _Rows(places_N, features.sizes.items + 1), _Rows(places_C, features.sizes.categories + 1)
-    matrix_UN = items.columns(interaction_matrix(features, binary=True))
+    until = unlabelled_until(features, since=since) if card.stage == "ranking" else None
+    matrix_UN = items.columns(interaction_matrix(features, binary=True, until=until))
     grow = {
         "items": lambda rows: items.moved(rows, lambda known: torch.cat([known, neighbour_vectors(known, matrix_UN)])),
         "categories": lambda rows: categories.moved(rows, lambda known: torch.cat([known, _mean(known).expand(categories.new, -1)])),
@@ -76,7 +78,7 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
             places = [0, *(1 + features.actions.index(action) for action in card.actions)]
             grown[name] = after[name].index_copy(0, torch.tensor(places), tensor)
         elif isinstance(part, RecJPQItems):
-            counts_UN = items.columns(interaction_matrix(features, binary=card.settings.items.binary))  # as the first codes were made
+            counts_UN = items.columns(interaction_matrix(features, binary=card.settings.items.binary, until=until))  # as the first codes were made
             extend = partial(_more_codes, levels_Mb=before[f"{owner}.levels"], matrix_UN=counts_UN, seed=seed)
             grown[name] = items.moved(tensor, extend)
         else:

@@ -148,9 +148,9 @@ def _train_network(
         module.load_state_dict(weights)
         learner.optimiser_state = optimiser
     elif previous is not None:
-        continue_from(module, features, previous, seed=training.seed)
+        continue_from(module, features, previous, seed=training.seed, since=since)
     else:
-        start(module, features, settings, seed=training.seed)
+        start(module, features, settings, seed=training.seed, since=since)
     resumed_from = progress.epochs
     if report is not None and is_main_process():
         for row in progress.curve:

@@ -5,6 +5,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from longtrail.examples import FeatureSet
+from longtrail.examples.features import column
+
+TELLING = 0.05  # our choice, see `unlabelled_until`
+_ROWS = 1_000_000  # rows of the log that it looks at
 
 
 def training_events(features: FeatureSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -23,14 +27,45 @@ def transition_counts(features: FeatureSet) -> csr_matrix:
     return csr_matrix((np.ones(len(places)), (items_E[places - 1], items_E[places])), shape=shape)
 
 
-def interaction_matrix(features: FeatureSet, *, binary: bool) -> csr_matrix:
+def interaction_matrix(features: FeatureSet, *, binary: bool, until: int | None = None) -> csr_matrix:
     """[U, N + 1], float64: how often each user had to do with each item in the training period; with `binary`, 1 for any number of times.
 
-    Column 0 is empty. Nothing of the validation and test periods is in it.
+    Column 0 is empty. Nothing of the validation and test periods is in it; nor, with `until` (UTC µs), of that time and later.
     """
-    items_E, offsets_U1 = training_events(features)
+    flat = features.history.flat(np.arange(1, features.users + 1), features.train_lengths[1:])
+    items_E, offsets_U1 = flat.items, flat.offsets_B1
+    if until is not None:
+        early_E = flat.times < until
+        items_E, offsets_U1 = items_E[early_E], np.concatenate([[0], np.cumsum(early_E)])[offsets_U1]
     matrix_UN = csr_matrix((np.ones(len(items_E)), items_E, offsets_U1), shape=(features.users, features.sizes.items + 1))
     matrix_UN.sum_duplicates()
     if binary:
         matrix_UN.data[:] = 1.0
     return matrix_UN
+
+
+def unlabelled_until(features: FeatureSet, *, since: int | None = None) -> int | None:
+    """UTC µs before which events may say what items have in common, for a ranker that learns from the clicks from `since` on; None: all may.
+
+    Where events are clicks, who had to do with what is the label: vectors made of all events order the training period's candidates far better than
+    any later ones, and a ranker learns to lean on that. So the events from before the first request that is learnt from or, where those are
+    fewer, the older half of all (with `since`, of those from then on, for what is new is among them). Of requests in that half the labels are still in
+    the vectors; to train on newer ones alone is clean, and did worse (docs/training.md).
+
+    Where events say nothing of clicks, as ratings that stand in the log whatever they are, all are good: where the shares of clicked and of other
+    rows whose user and item met in the training period differ by less than TELLING. Our choice.
+    """
+    table = features.examples("train")
+    times_E = column(table, "timestamp")
+    rows = np.arange(len(times_E)) if since is None else np.flatnonzero(times_E >= since)
+    if len(rows) == 0:
+        return None
+    first = int(times_E[rows].min())
+    rows = rows[:: -(-len(rows) // _ROWS)]
+    users_E, items_E, clicks_E = (column(table, name)[rows] for name in ("user_id", "item_id", "click"))
+    met_E = np.asarray(interaction_matrix(features, binary=True)[users_E - 1, items_E]).ravel()
+    if len(np.unique(clicks_E)) < 2 or abs(met_E[clicks_E == 1].mean() - met_E[clicks_E == 0].mean()) < TELLING:
+        return None
+    times = features.history.flat(np.arange(1, features.users + 1), features.train_lengths[1:]).times
+    times = times if since is None else times[times >= since]
+    return max(first, int(np.median(times))) if len(times) else first

@@ -16,21 +16,23 @@ from longtrail.examples import FeatureSet
 from longtrail.models.contracts import StartsAttention
 from longtrail.models.items.factory import item_slots
 from longtrail.training.codes import assign_codes
-from longtrail.training.interactions import interaction_matrix
+from longtrail.training.interactions import interaction_matrix, unlabelled_until
 
 
-def start(module: Any, features: FeatureSet, settings: Any, *, seed: int) -> None:
+def start(module: Any, features: FeatureSet, settings: Any, *, seed: int, since: int | None = None) -> None:
     """Codes, start vectors and what attention makes of them, as `settings` say, from the training period alone.
 
-    Not for a training that is resumed: its weights hold all of it.
+    A ranker's are of events that do not tell the clicks it learns from, from `since` (UTC µs) on: see `unlabelled_until`. Not for a training that
+    is resumed: its weights hold all of it.
     """
     items = getattr(settings, "items", None)
+    until = unlabelled_until(features, since=since) if isinstance(settings, RankerSettings) else None
     if isinstance(items, RecJPQItemsSettings):
-        assigned = assign_codes(features, items, seed=seed)
+        assigned = assign_codes(features, items, seed=seed, until=until)
         for slot in item_slots(module):
             slot.set_codes(torch.from_numpy(assigned.codes_NM), torch.from_numpy(assigned.levels_Mb))
     if isinstance(settings, RankerSettings) and settings.item_start == "cooccurrence":
-        module.embedding.start_items(torch.from_numpy(cooccurrence_vectors(features, settings.width, seed=seed)))
+        module.embedding.start_items(torch.from_numpy(cooccurrence_vectors(features, settings.width, seed=seed, until=until)))
     if isinstance(module, StartsAttention):
         items_n = met_items(features, seed=seed)
         module.start_attention(torch.from_numpy(items_n), torch.from_numpy(features.catalogue.categories[items_n]))
@@ -45,13 +47,13 @@ def met_items(features: FeatureSet, *, seed: int, most: int = 10_000) -> NDArray
     return np.random.default_rng(seed).choice(len(events_N), size=most, p=events_N / events_N.sum())
 
 
-def cooccurrence_vectors(features: FeatureSet, width: int, *, seed: int) -> NDArray[np.float32]:
+def cooccurrence_vectors(features: FeatureSet, width: int, *, seed: int, until: int | None = None) -> NDArray[np.float32]:
     """[N + 1, width]: right singular vectors, times their values, of the binary user x item matrix of the training period's interactions.
 
-    Who had to do with what, not what they thought of it: clicks are labels, and vectors that hold them would be over-fitted from the first step.
-    Columns past the matrix's rank are drawn from a normal distribution of the same spread.
+    Of those before `until` (UTC µs), where it is given: `unlabelled_until` says when interactions are labels. Columns past the matrix's rank are
+    drawn from a normal distribution of the same spread.
     """
-    matrix_UN = interaction_matrix(features, binary=True)
+    matrix_UN = interaction_matrix(features, binary=True, until=until)
     shape = matrix_UN.shape
     rank = min(width, *(size - 1 for size in shape), matrix_UN.nnz)
     vectors_NW = np.random.default_rng(seed).normal(size=(shape[1], width))
