@@ -49,8 +49,8 @@ def unlabelled_until(features: FeatureSet, *, since: int | None = None) -> int |
 
     Where events are clicks, who had to do with what is the label: vectors made of all events order the training period's candidates far better than
     any later ones, and a ranker learns to lean on that. So the events from before the first request that is learnt from or, where those are
-    fewer, the older half of all (with `since`, of those from then on, for what is new is among them). Of requests in that half the labels are still in
-    the vectors; to train on newer ones alone is clean, and did worse (docs/training.md).
+    fewer, the older half of all (with `since`, of those from then on, for what is new is among them). Of requests in that half the labels are
+    still in the vectors; to train on newer ones alone is clean, and did worse (docs/training.md).
 
     Where events say nothing of clicks, as ratings that stand in the log whatever they are, all are good: where the shares of clicked and of other
     rows whose user and item met in the training period differ by less than TELLING. Our choice.
