@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from longtrail.config import DINSettings, MeanPoolingSettings, SAMSettings
+from longtrail.config import DINSettings, MeanPoolingSettings, SAMSettings, SplitSettings
 from longtrail.examples import FeatureSet, RankingBatches
 from longtrail.examples.features import column
 from longtrail.models.rankers.mean_pooling import MeanPooling
 from longtrail.models.registry import build_model
-from longtrail.training.interactions import interaction_matrix, unlabelled_until
+from longtrail.training.interactions import before_held_out, interaction_matrix, unlabelled_until
 from longtrail.training.starts import cooccurrence_vectors, met_items, start
 from tests.toy import toy_features, toy_tables
 
@@ -64,10 +64,10 @@ def dealt(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
     return FeatureSet.open(toy_features(tables, tables.parent / "features"))
 
 
-def by_vectors_alone(features: FeatureSet, vectors_NW: np.ndarray, since: int) -> tuple[float, int]:
-    """AUC within requests from `since` on of ⟨sum over the history, candidate⟩, and how many pairs of a clicked and another item it is of."""
+def by_vectors_alone(features: FeatureSet, vectors_NW: np.ndarray, *, since: int | None = None, split: str = "train") -> tuple[float, int]:
+    """AUC within the requests of `split`, from `since` on, of ⟨sum over the history, candidate⟩; of how many pairs of a clicked and another item."""
     right, pairs = 0.0, 0
-    for batch in RankingBatches(features, "train", max_history=50, batch_size=64, since=since):
+    for batch in RankingBatches(features, split, max_history=50, batch_size=64, since=since):
         read_BW = vectors_NW[batch.history.items_BL.numpy()].sum(1)
         scores_BC = np.einsum("bw,bcw->bc", read_BW, vectors_NW[batch.candidates.items_BC.numpy()])
         clicked_BC, exposed_BC = batch.clicks_BC.numpy() == 1, batch.exposed.numpy()
@@ -82,8 +82,8 @@ def test_vectors_do_not_tell_the_clicks_that_are_learnt_from(dealt: FeatureSet) 
     """Where chance dealt them out, vectors of all events order requests far better than one half; those a ranker starts with do not."""
     until = unlabelled_until(dealt)
     assert until is not None
-    telling, _ = by_vectors_alone(dealt, cooccurrence_vectors(dealt, 8, seed=0), until)
-    clean, pairs = by_vectors_alone(dealt, cooccurrence_vectors(dealt, 8, seed=0, until=until), until)
+    telling, _ = by_vectors_alone(dealt, cooccurrence_vectors(dealt, 8, seed=0), since=until)
+    clean, pairs = by_vectors_alone(dealt, cooccurrence_vectors(dealt, 8, seed=0, until=until), since=until)
     error = 0.5 / np.sqrt(pairs / 3)  # each click is in up to three pairs
     assert telling > 0.5 + 5 * error
     assert abs(clean - 0.5) < 4 * error
@@ -125,6 +125,28 @@ def test_a_ranker_starts_without_them_and_next_items_with_all(dealt: FeatureSet)
     wanted = cooccurrence_vectors(dealt, 4, seed=0, until=unlabelled_until(dealt))
     found = module.embedding.items.table.detach().numpy()
     assert np.allclose(found / np.linalg.norm(found), wanted / np.linalg.norm(wanted), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["temporal", "leave_one_out"])
+def test_events_of_requests_held_out_are_not_seen(kind: Literal["temporal", "leave_one_out"], tmp_path: Path) -> None:
+    """Leaving out a user's last two events leaves the clicks of held-out requests among the others; where chance deals them out, they would show."""
+    tables = toy_tables(tmp_path / "tables", users=300, items=1500, events_per_user=24, seed=1, shuffled=True)
+    features = FeatureSet.open(toy_features(tables, tmp_path / "features", SplitSettings(kind=kind)))
+    cut = before_held_out(features)
+    if kind == "temporal":
+        assert np.array_equal(cut.train_lengths, features.train_lengths)
+        return
+    first = {}
+    for split in ("valid", "test"):
+        held = features.examples(split)
+        for user, length in zip(column(held, "user_id"), column(held, "history_length"), strict=True):
+            first[user] = min(length, first.get(user, length))
+    assert all(cut.train_lengths[user] == min(length, features.train_lengths[user]) for user, length in first.items()) and len(first) == 300
+    told, _ = by_vectors_alone(features, cooccurrence_vectors(features, 16, seed=0), split="valid")
+    clean, pairs = by_vectors_alone(features, cooccurrence_vectors(cut, 16, seed=0), split="valid")
+    error = 0.5 / np.sqrt(pairs / 3)
+    assert told > 0.5 + 5 * error
+    assert abs(clean - 0.5) < 4 * error
 
 
 def test_it_is_reproducible_and_wider_than_the_log_has_rank(features: FeatureSet) -> None:

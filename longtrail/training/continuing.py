@@ -25,7 +25,7 @@ from longtrail.models.items.recjpq import RecJPQItems
 from longtrail.models.store import LoadedModel, ModelCard
 from longtrail.models.vocabulary import Vocabulary
 from longtrail.training.codes import extend_codes
-from longtrail.training.interactions import interaction_matrix, unlabelled_until
+from longtrail.training.interactions import before_held_out, interaction_matrix, unlabelled_until
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,11 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
         raise ModelError(f"model {card.name}: expected the settings it was trained with{other}")
     parts = dict(module.named_modules())
     items, categories = _Rows(places_N, features.sizes.items + 1), _Rows(places_C, features.sizes.categories + 1)
-    until = unlabelled_until(features, since=since) if card.stage == "ranking" else None
-    matrix_UN = items.columns(interaction_matrix(features, binary=True, until=until))
+    told, until = features, None
+    if card.stage == "ranking":
+        told = before_held_out(features)
+        until = unlabelled_until(told, since=since)
+    matrix_UN = items.columns(interaction_matrix(told, binary=True, until=until))
     grow = {
         "items": lambda rows: items.moved(rows, lambda known: torch.cat([known, neighbour_vectors(known, matrix_UN)])),
         "categories": lambda rows: categories.moved(rows, lambda known: torch.cat([known, _mean(known).expand(categories.new, -1)])),
@@ -78,7 +81,7 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
             places = [0, *(1 + features.actions.index(action) for action in card.actions)]
             grown[name] = after[name].index_copy(0, torch.tensor(places), tensor)
         elif isinstance(part, RecJPQItems):
-            counts_UN = items.columns(interaction_matrix(features, binary=card.settings.items.binary, until=until))  # as the first codes were made
+            counts_UN = items.columns(interaction_matrix(told, binary=card.settings.items.binary, until=until))  # as the first codes were made
             extend = partial(_more_codes, levels_Mb=before[f"{owner}.levels"], matrix_UN=counts_UN, seed=seed)
             grown[name] = items.moved(tensor, extend)
         else:

@@ -1,11 +1,14 @@
 """Who had to do with what in the training period: what codes, start vectors and transitions are counted from. U users, N items, E events."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from longtrail.examples import FeatureSet
 from longtrail.examples.features import column
+from longtrail.splits import SPLITS
 
 TELLING = 0.05  # our choice, see `unlabelled_until`
 _ROWS = 1_000_000  # rows of the log that it looks at
@@ -42,6 +45,19 @@ def interaction_matrix(features: FeatureSet, *, binary: bool, until: int | None 
     if binary:
         matrix_UN.data[:] = 1.0
     return matrix_UN
+
+
+def before_held_out(features: FeatureSet) -> FeatureSet:
+    """The features with histories that end, in the training period, before the user's first request held out: what rankers may start from.
+
+    A global split has them so. Leaving out each user's last events does not: a held-out request that has many clicks, or that views follow, has some
+    of them among the events before the last two, which next items are learnt from (the papers' protocol).
+    """
+    lengths_U1 = features.train_lengths.copy()
+    for split in SPLITS[1:]:
+        held = features.examples(split)
+        np.minimum.at(lengths_U1, column(held, "user_id"), column(held, "history_length"))
+    return replace(features, train_lengths=lengths_U1)
 
 
 def unlabelled_until(features: FeatureSet, *, since: int | None = None) -> int | None:

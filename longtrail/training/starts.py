@@ -16,17 +16,20 @@ from longtrail.examples import FeatureSet
 from longtrail.models.contracts import StartsAttention
 from longtrail.models.items.factory import item_slots
 from longtrail.training.codes import assign_codes
-from longtrail.training.interactions import interaction_matrix, unlabelled_until
+from longtrail.training.interactions import before_held_out, interaction_matrix, unlabelled_until
 
 
 def start(module: Any, features: FeatureSet, settings: Any, *, seed: int, since: int | None = None) -> None:
     """Codes, start vectors and what attention makes of them, as `settings` say, from the training period alone.
 
-    A ranker's are of events that do not tell the clicks it learns from, from `since` (UTC µs) on: see `unlabelled_until`. Not for a training that
-    is resumed: its weights hold all of it.
+    A ranker's are of events that tell neither the clicks it learns from, from `since` (UTC µs) on (`unlabelled_until`), nor those held out
+    (`before_held_out`). Not for a training that is resumed: its weights hold all of it.
     """
+    until = None
+    if isinstance(settings, RankerSettings):
+        features = before_held_out(features)
+        until = unlabelled_until(features, since=since)
     items = getattr(settings, "items", None)
-    until = unlabelled_until(features, since=since) if isinstance(settings, RankerSettings) else None
     if isinstance(items, RecJPQItemsSettings):
         assigned = assign_codes(features, items, seed=seed, until=until)
         for slot in item_slots(module):
