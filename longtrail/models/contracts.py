@@ -107,10 +107,10 @@ class Ranker(Protocol):
 
 @runtime_checkable
 class Watched(Protocol):
-    """A ranker that can tell how it is: called on the first batch of each pass over the validation split, joined to the learning curve."""
+    """A ranker that can tell how it is: asked on batches from all over each pass over the validation split, joined to the learning curve."""
 
     def health(self, history: History, candidates: Candidates, context: Context) -> dict[str, float]:
-        """Figures by name; may be empty where the batch has nothing to tell."""
+        """Figures by name, means over the candidates of people with a history: so they are weighed. Empty where there is nobody with one."""
         ...
 
 
