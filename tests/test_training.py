@@ -362,7 +362,8 @@ def test_a_loss_that_is_no_number_stops_and_says_where_and_what_to_try(name: str
 @pytest.mark.parametrize("name", ["din", "sasrec"])
 def test_a_model_of_nans_is_never_judged(name: str, features: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every training loss is a number, and what the validation split is judged by is not: sorted, NaNs would have an AUC like any other scores."""
-    model, ask, wrong = {"din": (models.DIN, "forward", "scores of the validation split"), "sasrec": (models.SASRec, "user_vectors", "user vectors")}[name]
+    asked = {"din": (models.DIN, "forward", "scores of the validation split"), "sasrec": (models.SASRec, "user_vectors", "user vectors")}
+    model, ask, wrong = asked[name]
     real = getattr(model, ask)
 
     def spoilt(self: torch.nn.Module, *arguments: Any) -> torch.Tensor:
