@@ -2,7 +2,7 @@
 
 n rows, U users, T targets, K list length, N items. Every metric of a split is written as a ratio of two sums over users
 (`Contributions`), so that an interval clustered by user is one matrix product (longtrail/bootstrap.py). What cannot be computed (one
-class only, no rows) is None with a reason, never NaN.
+class only, no rows, a score that is NaN) is None with a reason, never NaN.
 """
 
 from collections.abc import Sequence
@@ -42,9 +42,15 @@ def _sums(users_n: Ints, values_n: NDArray, size: int) -> Floats:
     return np.bincount(users_n, weights=values_n, minlength=size).astype(np.float64)
 
 
+def _no_number(values_n: NDArray) -> str | None:
+    """The reason, where one of these is NaN: a sort would put it somewhere, and the metric of that order look like any other."""
+    wrong = int(np.isnan(values_n).sum())
+    return f"{wrong} of {len(values_n)} predictions are not numbers" if wrong else None
+
+
 def _mean(users_n: Ints, values_n: NDArray, size: int, *, bounds: tuple[float, float] = (0.0, 1.0)) -> Contributions:
     """Contributions to the mean of `values_n` over rows."""
-    reason = "no rows" if len(values_n) == 0 else None
+    reason = "no rows" if len(values_n) == 0 else _no_number(values_n)
     present = np.bincount(users_n, minlength=size)
     return Contributions(
         numerators_U=_sums(users_n, values_n, size),
@@ -102,7 +108,7 @@ def auc_contributions(users_n: Ints, clicks_n: NDArray, scores_n: NDArray, size:
     AUC is no ratio of user sums; each user contributes their first-order influence instead (the structural components of DeLong,
     DeLong & Clarke-Pearson 1988, summed by cluster as in Obuchowski 1997), so that resampled sums vary as a resampled AUC does.
     """
-    reason = _one_class(clicks_n)
+    reason = _one_class(clicks_n) or _no_number(scores_n)
     present = int((np.bincount(users_n, minlength=size) > 0).sum())
     if reason is not None:
         return Contributions(numerators_U=np.zeros(size), denominators_U=np.zeros(size), users=present, reason=reason)
@@ -123,7 +129,7 @@ def gauc_contributions(users_n: Ints, clicks_n: NDArray, scores_n: NDArray, size
     what = "user" if groups_n is None else "group"
     groups_n = users_n if groups_n is None else groups_n
     groups = int(groups_n.max(initial=-1)) + 1
-    reason = _one_class(clicks_n)
+    reason = _one_class(clicks_n) or _no_number(scores_n)
     below_n, _ = _placements(groups_n, clicks_n, scores_n)
     clicked = clicks_n.astype(bool)
     rows_G = np.bincount(groups_n, minlength=groups).astype(np.float64)
@@ -153,7 +159,8 @@ def sigmoid(logits_n: NDArray) -> Floats:
 def row_log_losses(clicks_n: NDArray, logits_n: NDArray) -> Floats:
     """[n]: -log P(what happened), from logits: finite wherever the logit is."""
     logits_n = np.asarray(logits_n, np.float64)
-    return np.logaddexp(0.0, logits_n) - logits_n * clicks_n
+    with np.errstate(invalid="ignore"):  # NaN stays NaN: whoever adds these up says so
+        return np.logaddexp(0.0, logits_n) - logits_n * clicks_n
 
 
 def log_loss_contributions(users_n: Ints, clicks_n: NDArray, logits_n: NDArray, size: int) -> Contributions:
@@ -169,7 +176,7 @@ def calibration_ratio_contributions(users_n: Ints, clicks_n: NDArray, probabilit
         denominators_U=_sums(users_n, clicks_n, size),
         users=int((present > 0).sum()),
         bounds=(0.0, np.inf),
-        reason=None if reason == "clicks only" else reason,
+        reason=_no_number(probabilities_n) if reason in (None, "clicks only") else reason,
     )
 
 
@@ -192,8 +199,8 @@ def ece_contributions(users_n: Ints, clicks_n: NDArray, probabilities_n: NDArray
 
 
 def calibration_contributions(users_n: Ints, clicks_n: NDArray, probabilities_n: NDArray, size: int) -> dict[float, Contributions]:
-    """Click rate by mean prediction, for at most ten bins of equal numbers of rows (equal predictions stay in one bin)."""
-    if len(clicks_n) == 0:
+    """Click rate by mean prediction, for at most ten bins of equal numbers of rows (equal predictions stay in one bin); none where one is NaN."""
+    if len(clicks_n) == 0 or _no_number(probabilities_n):
         return {}
     edges = np.unique(np.quantile(probabilities_n, np.linspace(0, 1, 11)[1:-1], method="lower"))
     bins_n = np.searchsorted(edges, probabilities_n, side="left")

@@ -12,11 +12,11 @@ def roc_curve(clicks_n: NDArray, probabilities_n: NDArray, *, points: int = POIN
     """[{threshold, false_positive_rate, true_positive_rate}] of "clicked, if predicted >= threshold", from the strictest threshold down.
 
     Rows of equal prediction are one point (Fawcett 2006, section 5). More than `points` are thinned to about as many, evenly along the curve; both
-    ends stay. The first threshold, above every prediction, is 1. Empty where all rows were clicked, or none.
+    ends stay. The first threshold, above every prediction, is 1. Empty where all rows were clicked, or none, or a prediction is NaN.
     """
     clicks_n = np.asarray(clicks_n) > 0
     positive, negative = int(clicks_n.sum()), int((~clicks_n).sum())
-    if not positive or not negative:
+    if not positive or not negative or np.isnan(probabilities_n).any():
         return []
     order = np.argsort(-np.asarray(probabilities_n, np.float64), kind="stable")
     predicted_n, clicks_n = np.asarray(probabilities_n, np.float64)[order], clicks_n[order]
@@ -35,13 +35,14 @@ def roc_curve(clicks_n: NDArray, probabilities_n: NDArray, *, points: int = POIN
 
 
 def confusion(clicks_n: NDArray, probabilities_n: NDArray) -> dict[str, Any]:
-    """{threshold, matrix}: rows were not clicked, clicked; columns were predicted so. Empty without rows.
+    """{threshold, matrix}: rows were not clicked, clicked; columns were predicted so. Empty without rows, or where a
+    prediction is NaN.
 
     The threshold is the prediction at which as many rows are called clicked as were (ties may add more): our choice, since click rates are far below
     one half and a threshold there would call nothing clicked.
     """
     clicks_n, predicted_n = np.asarray(clicks_n) > 0, np.asarray(probabilities_n, np.float64)
-    if not len(clicks_n):
+    if not len(clicks_n) or np.isnan(predicted_n).any():
         return {}
     wanted = max(int(clicks_n.sum()), 1)
     threshold = float(np.partition(predicted_n, len(predicted_n) - wanted)[len(predicted_n) - wanted])

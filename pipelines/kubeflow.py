@@ -116,7 +116,7 @@ def compile_pipeline(
     out: Annotated[Path, typer.Option(help="output: the compiled pipeline")] = Path("build/pipeline.yaml"),
 ) -> None:
     """Compile the pipeline to the YAML that Kubeflow Pipelines runs."""
-    config = load_config(params)
+    config = load_config(params, whole=True)
     write(config, out)
     print(f"{out}: compiled; send it with python -m pipelines.submit, or run it here: see docs/cluster.md")
     if note := uncached(config):

@@ -41,7 +41,7 @@ def repro(*arguments: str) -> bool:
 def local(params: Annotated[Path, typer.Option(help="settings")] = Path("params.yaml")) -> None:
     """Run what is out of date of ingest, validate, build_features, train, evaluate, select, ab_test and package; then say what came out."""
     started = time.monotonic()
-    config = load_config(params)
+    config = load_config(params, whole=True)
     source = getattr(config.dataset, "source", "")
     now = fingerprint(source)
     known = FINGERPRINT.read_text(encoding="utf-8") if FINGERPRINT.is_file() else ""

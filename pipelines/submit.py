@@ -59,7 +59,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be sent, and send nothing")] = False,
 ) -> None:
     """Send the pipeline, to be run once or by a schedule."""
-    config = load_config(params)
+    config = load_config(params, whole=True)
     changes: dict[str, Any] = ({} if previous is None else {"previous": previous}) | ({} if caching else {"caching": False})
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update=changes)})
     submission = Submission(

@@ -51,6 +51,12 @@ def test_settings_are_immutable() -> None:
         ("surprise", {}, "params.yaml: surprise: unknown key"),
         ("dataset.like_form", 4, "dataset.like_form: unknown key; did you mean like_from?"),
         ("models.sam.passes_", 3, "models.sam.passes_: unknown key; did you mean passes?"),
+        ("training.gradient_clip", float("inf"), "training.gradient_clip: .*finite number, got inf"),
+        ("selection.ranking.max_bytes", float("nan"), "selection.ranking.max_bytes: .*got nan"),
+        ("evaluation.confidence", 1.0, "evaluation.confidence: .*less than 1, got 1.0"),
+        ("ab_test.confidence", 0, "ab_test.confidence: .*greater than 0, got 0"),
+        ("evaluation.k", [], "evaluation.k: .*at least 1 item"),
+        ("retrieval", {"kind": "pqtopk", "list_bytes": 5}, "retrieval: list_bytes is 5, which changes nothing with kind: pqtopk"),
         ("ingest.threads", 0, "ingest.threads: .*greater than 0, got 0"),
         ("ingest.max_quarantined_share", 1.5, "ingest.max_quarantined_share: .*less than or equal to 1, got 1.5"),
         ("dataset.kind", "netflix", "dataset.kind: 'netflix' is no kind; expected one of movielens, open_bandit"),
@@ -95,6 +101,7 @@ BLOSSOM: dict[str, Any] = {"kind": "blossom"}
         (SASREC | {"loss": "bce", "gbce_t": 0.1}, "gbce_t is 0.1, which changes nothing with loss: bce"),
         (SASREC | {"loss": "sampled_softmax", "gbce_prior": False}, "gbce_prior is False, which changes nothing with loss: sampled_softmax"),
         (SAM | {"attention_weights": "softmax_eps", "attention_init": "log_length"}, "attention_init is log_length, which changes nothing with"),
+        (SAM | {"passes": 1, "feedback": False}, "feedback is False, which changes nothing with passes: 1"),
         (
             SAM | {"items": {"kind": "recjpq", "assignment": "random", "binary": True}},
             "binary is True, which changes nothing with assignment: random",
@@ -162,6 +169,20 @@ def test_what_models_may_be_selected_by_is_what_is_measured() -> None:
     config = parse_config(changed("selection.retrieval.metric", "recall@20") | {"evaluation": {"k": [20]}})
     for section in ("evaluation", "selection"):  # all that a step of a cluster may be given
         assert getattr(parse_config(config.model_dump(mode="json", include={section, "models", "pipeline"})), section) == getattr(config, section)
+
+
+def test_a_whole_file_is_held_against_the_defaults_of_what_it_leaves_out(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    for text, wrong in (
+        ("evaluation: {k: [5, 20]}", r"selection.retrieval.metric is 'ndcg@10'; evaluation.k is \[5, 20\]; expected 10 among them"),
+        ("selection: {retrieval: {metric: recall@7, max_latency_ms: 9, max_bytes: 9}}", r"'recall@7'; evaluation.k is \[10, 50\]; expected 7"),
+    ):
+        file.write_text(text)
+        load_config(file)  # of a step, which is not given all of them
+        with pytest.raises(ConfigError, match=f"params.yaml: .*{wrong}"):
+            load_config(file, whole=True)
+    file.write_text("evaluation: {k: [10]}")
+    load_config(file, whole=True)
 
 
 def test_every_bad_key_is_listed_at_once() -> None:

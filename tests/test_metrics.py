@@ -108,6 +108,17 @@ def test_the_undefined_is_none_with_a_reason(users, clicks, name, reason):
     assert (estimate.value, estimate.low, estimate.high, estimate.reason) == (None, None, None, reason)
 
 
+@pytest.mark.parametrize("clicks", [[0, 1, 0, 1], [1, 1, 1, 1]])
+def test_no_metric_is_made_of_scores_that_are_no_numbers(clicks):
+    """Sorted, they would come last, and have an AUC."""
+    users, clicks, scores = np.array([0, 0, 1, 1]), np.array(clicks), np.array([0.1, np.nan, 0.3, np.nan])
+    for name, estimate in intervals(metrics.ranking_contributions(users, users, clicks, scores, 2), replicates=10).items():
+        assert (estimate.value, estimate.low, estimate.high) == (None, None, None)
+        assert estimate.reason in ("2 of 4 predictions are not numbers", "clicks only" if "auc" in name else "") and estimate.reason != ""
+    assert metrics.auc(clicks, scores) is metrics.gauc(users, clicks, scores) is metrics.log_loss(clicks, scores) is None
+    assert metrics.calibration_contributions(users, clicks, scores, 2) == {}
+
+
 def test_empty_retrieval_is_none_with_a_reason():
     estimates = intervals(metrics.retrieval_contributions(EMPTY, EMPTY, [10], 0), replicates=10)
     assert all(e.json() == {"value": None, "low": None, "high": None, "reason": "no rows"} for e in estimates.values())

@@ -41,3 +41,8 @@ def test_one_class_has_no_curve() -> None:
     assert roc_curve(np.zeros(3), np.ones(3)) == [] == roc_curve(np.ones(3), np.ones(3))
     assert confusion(np.zeros(3), np.array([0.1, 0.2, 0.3]))["matrix"] == [[2, 1], [0, 0]]
     assert confusion(np.zeros(0), np.zeros(0)) == {}
+
+
+def test_predictions_that_are_no_numbers_have_no_curve() -> None:
+    clicks, predicted = np.array([0, 1, 1]), np.array([0.1, np.nan, 0.3])
+    assert (roc_curve(clicks, predicted), confusion(clicks, predicted)) == ([], {})

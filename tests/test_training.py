@@ -1,5 +1,6 @@
 """Training: exact resume, best weights, honest stops. Networks here are tiny; that they learn at all is asserted on planted tastes."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -30,8 +31,10 @@ from longtrail.config import (
 from longtrail.errors import ConfigError
 from longtrail.examples import FeatureSet, RankingBatches, TargetBatches, seen_items
 from longtrail.metrics import gauc, row_ndcg
+from longtrail.models import registry as models
 from longtrail.training import DivergedError, train
 from longtrail.training.checkpoints import Checkpoint, Progress, fingerprint
+from longtrail.training.learners import Learner
 from longtrail.training.loop import accelerator_of, torchrun_shape
 from tests.toy import toy_features, toy_tables
 
@@ -354,6 +357,42 @@ def test_a_loss_that_is_no_number_stops_and_says_where_and_what_to_try(name: str
     settings = NETWORKS[name].model_copy(update={"learning_rate": 1e30})
     with pytest.raises(DivergedError, match=r"epoch \d+, step \d+: the loss is (nan|inf).*smaller learning_rate \(now 1e\+30\)"):
         train(features, settings, name, CPU, data="d")
+
+
+@pytest.mark.parametrize("name", ["din", "sasrec"])
+def test_a_model_of_nans_is_never_judged(name: str, features: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every training loss is a number, and what the validation split is judged by is not: sorted, NaNs would have an AUC like any other scores."""
+    asked = {"din": (models.DIN, "forward", "scores of the validation split"), "sasrec": (models.SASRec, "user_vectors", "user vectors")}
+    model, ask, wrong = asked[name]
+    real = getattr(model, ask)
+
+    def spoilt(self: torch.nn.Module, *arguments: Any) -> torch.Tensor:
+        answer = real(self, *arguments)
+        return answer if self.training else torch.where(torch.arange(len(answer))[:, None] == 1, torch.nan, answer)
+
+    monkeypatch.setattr(model, ask, spoilt)
+    settings = NETWORKS[name].model_copy(update={"max_epochs": 2})
+    with pytest.raises(DivergedError, match=rf"^epoch 1: \d+ of \d+ {wrong}.* not finite.*; try a smaller learning_rate \(now"):
+        train(features, settings, name, CPU, data="d")
+
+
+def test_a_loss_that_is_no_number_has_the_step_of_the_epoch_after_a_resume_too(
+    features: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 1 and 2 are kept, the fourth goes wrong in its second piece: in the first run, and in the one that goes on from step 3."""
+    training, real = CPU.model_copy(update={"checkpoint_steps": 2, "accumulate": 2}), Learner.account
+    told = {}
+    for first in (0, 2):
+        pieces = itertools.count(2 * first)
+
+        def account(self: Learner, loss: torch.Tensor, examples: int) -> torch.Tensor:
+            return real(self, loss * (torch.nan if next(pieces) == 7 else 1), examples)  # noqa: B023
+
+        with monkeypatch.context() as patched, pytest.raises(DivergedError) as found:
+            patched.setattr(Learner, "account", account)
+            train(features, DIN, "din", training, data="d", checkpoints=tmp_path)
+        told[first] = str(found.value)
+    assert told[0] == told[2] and told[0].startswith("epoch 1, step 4: the loss is nan")
 
 
 def test_a_gpu_that_is_not_there_is_an_error() -> None:

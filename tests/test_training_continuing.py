@@ -361,3 +361,11 @@ def test_the_step_goes_on_where_the_previous_training_stopped(toy_features_folde
     assert load_model(tmp_path / "second").card.name == "din"
     (tmp_path / "first" / FILE).unlink()  # a model from before there was one
     assert load_previous(tmp_path / "first").vocabulary is None
+
+
+def test_an_earlier_model_of_nans_is_refused_before_a_step_is_taken(features: FeatureSet) -> None:
+    previous = older(features, "din")
+    with torch.no_grad():
+        previous.module.head.wide.fill_(torch.nan)  # type: ignore[union-attr,operator]
+    with pytest.raises(ModelError, match=r"^before training: (\d+) of \1 scores of the validation split are not finite"):
+        train(features, SETTINGS["din"], "din", TrainingSettings(accelerator="cpu", threads=1), data="d", previous=previous)

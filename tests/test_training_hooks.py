@@ -1,5 +1,6 @@
 """Rankers in training: how they are, logits of parts that their own do not train, and that the baselines learn at all."""
 
+import math
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from longtrail.config import (
 )
 from longtrail.examples import FeatureSet, RankingBatches
 from longtrail.losses import ranking_loss
+from longtrail.models.contracts import Candidates, Context, History
+from longtrail.models.rankers.sam import SAM
 from longtrail.models.registry import build_model
 from longtrail.training import train
 from longtrail.training.learners import RankerLearner
@@ -41,14 +44,31 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
 
 
 def test_health_is_in_the_learning_curve(features: FeatureSet) -> None:
-    settings = SAMSettings(**SMALL, passes=2)
+    settings = SAMSettings(**SMALL | {"batch_size": 16}, passes=2)
     trained = train(features, settings, "sam", CPU, data="d")
     names = [f"valid_attention_{kind}_{i}" for i in (1, 2) for kind in ("entropy", "mass")]
     assert [name for name in trained.curve[0] if "attention" in name] == names
-    batch = next(iter(RankingBatches(features, "valid", max_history=20, batch_size=64)))
+    # Of all candidates of the split, as one batch would have it: the batches of training are sorted by length, each unlike the whole.
+    (batch,) = RankingBatches(features, "valid", max_history=20, batch_size=100_000)
     assert {f"valid_{k}": v for k, v in trained.module.health(batch.history, batch.candidates, batch.context).items()} == pytest.approx(  # type: ignore[operator]
-        {name: trained.curve[0][name] for name in names}
+        {name: trained.curve[0][name] for name in names}, rel=1e-4
     )
+
+
+def test_health_is_of_batches_from_all_over_a_long_pass(features: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longtrail.training.learners._WATCHED_BATCHES", 3)
+    seen, health = [], SAM.health
+
+    def watched(self: SAM, history: History, candidates: Candidates, context: Context) -> dict[str, float]:
+        seen.append(history.lengths_B.tolist())
+        return health(self, history, candidates, context)
+
+    monkeypatch.setattr(SAM, "health", watched)
+    settings = SAMSettings(**SMALL | {"batch_size": 8}, passes=1)
+    train(features, settings, "sam", CPU, data="d")
+    batches = list(RankingBatches(features, "valid", max_history=20, batch_size=8))
+    every = math.ceil(len(batches) / 3)
+    assert every > 2 and seen == [batch.history.lengths_B.tolist() for batch in batches[every // 2 :: every]]
 
 
 def test_auxiliary_logits_are_judged_by_the_same_loss_and_added(features: FeatureSet) -> None:

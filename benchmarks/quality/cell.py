@@ -66,7 +66,7 @@ def cell(
     write_json(out, result)
     if trained.checkpoint is not None:
         trained.checkpoint.remove()
-    log.info("%s %s seed %d: %s", board, model, seed, {name: round(value, 4) for name, value in result["metrics"].items()})
+    log.info("%s %s seed %d: %s", board, model, seed, {name: value and round(value, 4) for name, value in result["metrics"].items()})
 
 
 def _peak_memory_bytes() -> int:

@@ -70,4 +70,7 @@ def _rounded(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digits(value: Any, digits: int) -> Any:
-    return {name: round(v, digits) for name, v in value.items()} if isinstance(value, dict) else round(value, digits)
+    """A metric that a split cannot tell is null."""
+    if isinstance(value, dict):
+        return {name: _digits(v, digits) for name, v in value.items()}
+    return None if value is None else round(value, digits)

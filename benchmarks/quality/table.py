@@ -10,7 +10,8 @@ OTHERWISE = "†"  # trained with other settings than the board has now, or on o
 
 
 def summary(name: str, board: Board, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Model → {"seeds", "current", "metrics": {name: {"mean", "std"}}, "cpu_minutes", …}; models without a cell are left out.
+    """Model → {"seeds", "current", "metrics": {name: {"mean", "std"}}, "cpu_minutes", …}; models without a cell are left out, and metrics that a
+    split could not tell (null).
 
     Only cells trained alike are averaged: those of the board's settings and the baseline's features, or, where there are none, those like the first
     seed's.
@@ -21,7 +22,7 @@ def summary(name: str, board: Board, found: list[dict[str, Any]]) -> dict[str, d
         cells = _alike(board, features, [c for c in found if c["board"] == name and c["model"] == model])
         if not cells:
             continue
-        values = {m: np.array([c["metrics"][m] for c in cells]) for m in board.metrics if m in cells[0]["metrics"]}
+        values = {m: np.array([c["metrics"][m] for c in cells]) for m in board.metrics if all(c["metrics"].get(m) is not None for c in cells)}
         rows[model] = {
             "seeds": len(cells),
             "current": _is_current(board, features, cells[0]),
@@ -36,14 +37,14 @@ def summary(name: str, board: Board, found: list[dict[str, Any]]) -> dict[str, d
     main = board.metrics[0]
     floor = rows.get(board.baseline, {}).get("metrics", {}).get(main, {}).get("mean")
     for model, row in rows.items():
-        row["learnt"] = None if floor is None or model == board.baseline else row["metrics"][main]["mean"] > floor
+        row["learnt"] = None if floor is None or model == board.baseline or main not in row["metrics"] else row["metrics"][main]["mean"] > floor
     return rows
 
 
 def markdown(board: Board, rows: dict[str, dict[str, Any]]) -> str:
     """The table, best first; models that have not been run stand below it."""
     main = board.metrics[0]
-    order = sorted(rows, key=lambda model: -rows[model]["metrics"][main]["mean"])
+    order = sorted(rows, key=lambda model: -rows[model]["metrics"].get(main, {"mean": -np.inf})["mean"])
     published = ["published"] if board.published else []
     lines = [_row(heads := ["model", *board.metrics, *published, "seeds", "best epoch", "CPU min", "MB", "peak MB", ""]), _row(["---"] * len(heads))]
     for model in order:

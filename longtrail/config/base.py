@@ -11,6 +11,7 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Confidence = Annotated[float, Field(gt=0.0, lt=1.0, description="of the intervals")]
 LearningRate = Annotated[float, Field(gt=0, le=1, description="step size of the optimiser, AdamW")]
 HistoryLength = Annotated[int, Field(gt=0, le=1_000_000, description="newest events of a history that are read")]
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="of all that is random")]  # what scikit-learn takes
@@ -34,7 +35,7 @@ AS_WRITTEN = {"as_written": True}  # pydantic's context where somebody's file is
 class Settings(BaseModel):
     """Base of all settings: keyword-only, immutable, no unknown keys; in params.yaml, none that is changed in vain."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False)
 
     def idle(self) -> Iterator[tuple[str, str]]:
         """Names of settings that have no say beside the others, and beside which: (`negatives`, `loss: softmax`)."""

@@ -1,20 +1,22 @@
 """Settings of what judges models: evaluation, selection, the offline A/B test."""
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from longtrail.config.base import Positive, PositiveFloat, Seed, Settings, Share
+from longtrail.config.base import Confidence, Positive, PositiveFloat, Seed, Settings, Share
 
 RANKING_METRICS = ("auc", "gauc", "request_gauc", "log_loss", "calibration_ratio", "ece")  # what evaluation measures of rankers
 RETRIEVAL_METRICS = re.compile(r"mrr|(?:ndcg|recall|coverage)@([1-9]\d*)")  # and of retrievers, at each k of evaluation.k
 
 
 class EvaluationSettings(Settings):
-    k: tuple[Positive, ...] = Field((10, 50), description="lengths of the lists that retrieval metrics are measured at")
+    k: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        (10, 50), description="lengths of the lists that retrieval metrics are measured at"
+    )
     max_targets_per_user: Positive | None = Field(None, description="retrieval: first next-items of each user in the split; null is all")
-    confidence: Share = Field(0.95, description="of the intervals")
+    confidence: Confidence = 0.95
     replicates: Positive = Field(1_000, description="bootstrap replicates, resampled by user")
     latency_requests: Positive = Field(100, description="requests that are timed, one by one")
     latency_candidates: Positive = Field(200, description="candidates a request ranks, and items a request retrieves")
@@ -57,7 +59,7 @@ class ABTestSettings(Settings):
         10, description="bandit conversion: first requests of each user that are judged, lest a few heavy users decide; null is all"
     )
     rounds: Positive = Field(20, description="bandit conversion: independent draws of the logger for each request")
-    confidence: Share = Field(0.95, description="of the intervals")
+    confidence: Confidence = 0.95
     replicates: Positive = Field(2_000, description="bootstrap replicates, resampled by user")
     min_effective_sample: PositiveFloat = Field(100, description="below it the verdict is 'not enough data'")
     max_weight_share: Share = Field(0.1, description="one user's share of all weight above which the verdict is 'not enough data'")

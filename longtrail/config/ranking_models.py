@@ -94,6 +94,8 @@ class SAMSettings(RankerSettings):
         yield from super().idle()
         if self.attention_init == "log_length" and self.attention_weights in ("softmax", "softmax_eps"):
             yield "attention_init", f"attention_weights: {self.attention_weights}, which takes a bias away again"
+        if self.passes == 1:
+            yield "feedback", "passes: 1: there is no later pass"
 
 
 class IFASettings(RankerSettings):

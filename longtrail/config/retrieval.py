@@ -1,5 +1,6 @@
 """Settings of how the catalogue is searched."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -18,3 +19,7 @@ class RetrievalSettings(Settings):
         True, description="what a person has had to do with is not recommended again; False for what is bought, played or visited again and again"
     )
     list_bytes: Count = Field(500_000_000, description="auto takes recjpq_prune only where its lists, M (M + 4) bytes an item, fit in this")
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        if self.kind != "auto":
+            yield "list_bytes", f"kind: {self.kind}"

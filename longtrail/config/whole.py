@@ -35,7 +35,7 @@ class TrainingSettings(Settings):
         None, description="steps after which a resume file is written within an epoch too, for epochs of hours; null: after each epoch only"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 elsewhere")
-    gradient_clip: PositiveFloat = Field(1.0, description="longest gradient of a step, by its norm")
+    gradient_clip: PositiveFloat = Field(1.0, description="longest gradient of a step, by its norm; 1e9 clips none")
     threads: Positive = Field(2, description="CPU threads")
     validation_targets_per_user: Positive | None = Field(
         20, description="retrieval: first next-items of each user that early stopping looks at; null is all. The step `evaluate` has its own setting"
@@ -102,11 +102,17 @@ class Config(Settings):
     @model_validator(mode="after")
     def _selection_is_by_what_is_measured(self) -> "Config":
         """Where both sections are there: a step of a cluster is given only those that it reads."""
+        if {"evaluation", "selection"} <= self.model_fields_set and (wrong := self.unmeasured()):
+            raise ValueError(wrong)
+        return self
+
+    def unmeasured(self) -> str:
+        """What is wrong where retrievers would be selected by a metric at a k that nothing is evaluated at; else empty."""
         found = RETRIEVAL_METRICS.fullmatch(metric := self.selection.retrieval.metric)
         k = None if found is None else found[1]
-        if k is not None and {"evaluation", "selection"} <= self.model_fields_set and int(k) not in self.evaluation.k:
-            raise ValueError(f"selection.retrieval.metric is {metric!r}; evaluation.k is {list(self.evaluation.k)}; expected {k} among them")
-        return self
+        if k is None or int(k) in self.evaluation.k:
+            return ""
+        return f"selection.retrieval.metric is {metric!r}; evaluation.k is {list(self.evaluation.k)}; expected {k} among them"
 
 
 def parse_config(values: Any, *, name: str = "params.yaml") -> Config:
@@ -117,6 +123,12 @@ def parse_config(values: Any, *, name: str = "params.yaml") -> Config:
         raise ConfigError("\n".join(f"{name}: {line}" for line in explain(error, Config))) from None
 
 
-def load_config(path: Path) -> Config:
-    """Read params.yaml. Raises ConfigError naming the file and every bad key."""
-    return parse_config(read_settings(Path(path)), name=str(path))
+def load_config(path: Path, *, whole: bool = False) -> Config:
+    """Read params.yaml. Raises ConfigError naming the file and every bad key.
+
+    With `whole`, the defaults of sections that are not written must fit those that are; what a step of a cluster is given is no whole file.
+    """
+    config = parse_config(read_settings(Path(path)), name=str(path))
+    if whole and (wrong := config.unmeasured()):
+        raise ConfigError(f"{path}: {wrong}")
+    return config

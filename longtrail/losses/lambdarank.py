@@ -93,4 +93,5 @@ def lambdas(scores_WN: Tensor, relevant_WN: Tensor, *, head: int = HEAD, truncat
     lambda_WP[:, :J] = -lambda_WPJ.sum(1)
     size_W1 = lambda_WP.abs().sum(1, keepdim=True)
     lambda_WP = lambda_WP * torch.where(size_W1 > 0, torch.log2(1 + size_W1) / size_W1, 0)
-    return torch.zeros_like(scores_WN).scatter_(1, order_WP, lambda_WP), (g_WP[:, :J] @ d_P[:J]) * inverse_W
+    ndcg_W = (g_WP[:, :J] * d_P[:J]).sum(1) * inverse_W  # no matrix product: autocast would take it in half precision
+    return torch.zeros_like(scores_WN).scatter_(1, order_WP, lambda_WP), ndcg_W

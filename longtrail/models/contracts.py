@@ -101,16 +101,16 @@ class Ranker(Protocol):
     """Scores a whole candidate set against one history, without tiling the history."""
 
     def __call__(self, history: History, candidates: Candidates, context: Context) -> Tensor:
-        """Logits [B, C] of P(click); what stands in padded places is undefined and must be masked by the caller."""
+        """Logits [B, C] of P(click); what stands in padded places is undefined and must be masked by the caller. B and C may be 0."""
         ...
 
 
 @runtime_checkable
 class Watched(Protocol):
-    """A ranker that can tell how it is: called on the first batch of each pass over the validation split, joined to the learning curve."""
+    """A ranker that can tell how it is: asked on batches from all over each pass over the validation split, joined to the learning curve."""
 
     def health(self, history: History, candidates: Candidates, context: Context) -> dict[str, float]:
-        """Figures by name; may be empty where the batch has nothing to tell."""
+        """Figures by name, means over the candidates of people with a history: so they are weighed. Empty where there is nobody with one."""
         ...
 
 
@@ -138,7 +138,7 @@ class Retriever(Protocol):
     """Scores every item of the catalogue as the inner product of a user vector and an item vector."""
 
     def user_vectors(self, history: History) -> Tensor:
-        """[B, D]: the user after their whole history. Defined (no NaN) for an empty history too."""
+        """[B, D]: the user after their whole history. Defined (no NaN) for an empty history too. B may be 0."""
         ...
 
     def item_vectors(self) -> Tensor:
@@ -164,7 +164,7 @@ class RowRetriever(Protocol):
     """A retriever whose users are rows of ScoreRows; longtrail.retrieval.sparse.SparseIndex searches them exactly."""
 
     def user_vectors(self, history: History) -> Tensor:
-        """int64 [B, 1]: the row of each user. Defined for an empty history too."""
+        """int64 [B, 1]: the row of each user. Defined for an empty history too. B may be 0."""
         ...
 
     def score_rows(self) -> ScoreRows:

@@ -82,6 +82,8 @@ class DeviceCatalogue:
         tables_UMb, users = self._tables(user_UD), len(user_UD)
         ids_UK = torch.zeros((users, k), dtype=torch.int64, device=user_UD.device)
         scores_UK = torch.full((users, k), -torch.inf, device=user_UD.device)
+        if not len(self.ids_P):  # all retired and compacted away
+            return ids_UK, scores_UK, None if targets_U is None else torch.zeros_like(targets_U)
         own_U1, count_U, listed_U = None, torch.zeros(users, dtype=torch.int64, device=user_UD.device), None
         if targets_U is not None:
             order = torch.where(valid_P, self.ids_P, 0)

@@ -3,7 +3,8 @@
 B requests, L history, C candidates, D width, N items.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longtrail.config import EncoderSettings, RankerSettings
-from longtrail.errors import LongtrailError
+from longtrail.errors import LongtrailError, ModelError
 from longtrail.examples import RankingBatch, SequenceBatch, TargetBatch
 from longtrail.losses import mean_over, next_item_loss, ranking_loss
 from longtrail.metrics import auc, gauc, log_loss, retrieval_metrics
@@ -23,10 +24,11 @@ from longtrail.retrieval.exact import exact_index
 from longtrail.retrieval.index import Exclusion
 
 _LOSSES_BETWEEN_CHECKS = 32  # our choice: reading a loss makes a GPU wait, so they are looked at in bundles
+_WATCHED_BATCHES = 32  # of a pass over the validation split: health costs nearly what scoring does
 
 
 class DivergedError(LongtrailError):
-    """The loss is no longer a number."""
+    """The loss, or what the model says of the validation split, is no longer a number."""
 
 
 class Learner(lightning.LightningModule):
@@ -42,6 +44,7 @@ class Learner(lightning.LightningModule):
         self.model: Any = model
         self.settings = settings
         self.epoch = 1  # counted over all runs of a resumed training
+        self.first_step = 0  # of this epoch in this run: those before it were an earlier run's
         self.metrics: dict[str, float] = {}
         self.examples = 0
         self.optimiser_state: Mapping[int, Mapping[str, Tensor]] = {}  # what a resumed training starts from
@@ -110,12 +113,25 @@ class Learner(lightning.LightningModule):
         if len(bad):
             of_a_step = 1 if self._trainer is None else self._trainer.accumulate_grad_batches
             step = (self._before + self._checked + int(bad[0])) // of_a_step + 1
-            raise DivergedError(
-                f"epoch {self.epoch}, step {step}: the loss is {float(fresh[bad[0]]):g}; try a smaller learning_rate "
-                f"(now {self.settings.learning_rate:g}) or training.gradient_clip, training.precision: fp32 if it was bf16, "
-                "and look for extreme values in the features"
-            )
+            raise self._diverged(f", step {self.first_step + step}: the loss is {float(fresh[bad[0]]):g}")
         self._checked = len(self._losses)
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"epoch {self.epoch}{what}; try a smaller learning_rate (now {self.settings.learning_rate:g}) or training.gradient_clip, "
+            "training.precision: fp32 if it was bf16, and look for extreme values in the features"
+        )
+
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Around what asks the model about the validation split: where it has been trained, ModelError becomes DivergedError."""
+        trainer = self._trainer
+        try:
+            yield
+        except ModelError as error:
+            if trainer is not None and (trainer.state.fn != "fit" or trainer.sanity_checking):
+                raise ModelError(f"before training: {error}") from None  # counts, or the weights of an earlier model
+            raise self._diverged(f": {error}") from None
 
     def train_loss(self) -> float:
         """Mean loss of this epoch over its examples, those of all processes."""
@@ -162,21 +178,35 @@ class RankerLearner(Learner):
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
         self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._health: dict[str, float] = {}
+        self._health: dict[str, float] = {}  # Σ figure · weight
+        self._watched = 0
+        # Batches are sorted by length: the first ones hold the shortest histories.
+        batches = 1 if self._trainer is None else int(sum(self._trainer.num_val_batches))
+        self._watched_every = -(-batches // _WATCHED_BATCHES)
 
     def validation_step(self, batch: RankingBatch, index: int) -> None:
-        if index == 0 and isinstance(self.model, Watched):
-            self._health = self.model.health(batch.history, batch.candidates, batch.context)
+        if index % self._watched_every == self._watched_every // 2 and isinstance(self.model, Watched):
+            self._watch(self.model, batch)
         logits_BC = self.logits(batch)
         real_BC = padding_mask(batch.candidates.lengths_B, logits_BC.shape[1])
         users_BC = batch.users_B[:, None].expand_as(real_BC)
         users, clicks, logits = (_kept(x[real_BC]) for x in (users_BC, batch.clicks_BC, logits_BC.float()))
         self._rows.append((users, clicks, logits))
 
+    def _watch(self, model: Watched, batch: RankingBatch) -> None:
+        weight = int((batch.candidates.lengths_B * (batch.history.lengths_B > 0)).sum())
+        for name, value in model.health(batch.history, batch.candidates, batch.context).items():
+            self._health[name] = self._health.get(name, 0.0) + value * weight
+        self._watched += weight
+
     def on_validation_epoch_end(self) -> None:
         users, clicks, logits = (np.concatenate(parts) for parts in zip(*self._rows, strict=True))
+        with self._judged():
+            if wrong := int(np.count_nonzero(~np.isfinite(logits))):
+                raise ModelError(f"{wrong} of {len(logits)} scores of the validation split are not finite")
         values = {"gauc": gauc(users, clicks, logits), "auc": auc(clicks, logits), "log_loss": log_loss(clicks, logits)}
-        self.metrics = {name: value for name, value in values.items() if value is not None} | self._health
+        self.metrics = {name: value for name, value in values.items() if value is not None}
+        self.metrics |= {name: total / self._watched for name, total in self._health.items()}
 
 
 class RetrieverLearner(Learner):
@@ -194,12 +224,14 @@ class RetrieverLearner(Learner):
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self._index = exact_index(self.model)
+        with self._judged():
+            self._index = exact_index(self.model)
         self._ranks: list[np.ndarray] = []
 
     def validation_step(self, batch: TargetBatch, index: int) -> None:
         users_BD = self.model.user_vectors(batch.history)
-        *_, ranks_B = self._index.topk_and_ranks(users_BD, batch.targets_B, 10, exclude=self.exclude(batch))
+        with self._judged():
+            *_, ranks_B = self._index.topk_and_ranks(users_BD, batch.targets_B, 10, exclude=self.exclude(batch))
         self._ranks.append(_kept(ranks_B))
 
     def on_validation_epoch_end(self) -> None:

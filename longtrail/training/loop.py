@@ -71,7 +71,7 @@ class EpochKeeper(Callback):
         assert isinstance(pl_module, Learner)
         pl_module.epoch = self.progress.epochs + 1
         pl_module.totals = self.progress.loss
-        self._first_step = self.progress.step
+        pl_module.first_step = self._first_step = self.progress.step
         self._start_randomness(trainer)
         self._began, self._trained = time.perf_counter(), float("inf")
 

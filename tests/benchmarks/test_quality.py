@@ -116,6 +116,20 @@ def test_a_cell_of_other_settings_is_run_again_and_gives_way_to_a_recorded_one(b
     assert len(results.read_text().splitlines()) == 2 + 5  # a line each
 
 
+def test_a_metric_that_the_split_cannot_tell_is_null_and_a_dash(board: Board, tmp_path: Path) -> None:
+    untold = a_cell(board, "sasrec", 0, 0.0, metrics={"ndcg@10": None, "recall@10": 0.123456}, valid={"ndcg@10": None})
+    write_results(
+        tmp_path / "recorded.json", {"machine": "m", "cells": [untold, a_cell(board, "markov", 0, 0.03), a_cell(board, "blossom", 0, 0.04)]}
+    )
+    found = read_cells({"beauty-next-item": board}, tmp_path, tmp_path / "recorded.json")
+    (cell,) = (cell for cell in found if cell["model"] == "sasrec")
+    assert (cell["metrics"], cell["valid"]) == ({"ndcg@10": None, "recall@10": 0.12346}, {"ndcg@10": None})
+    rows = summary("beauty-next-item", board, found)
+    assert rows["sasrec"]["learnt"] is None and "ndcg@10" not in rows["sasrec"]["metrics"]
+    lines = [line for line in markdown(board, rows).splitlines() if line.startswith(("| sasrec", "| markov", "| blossom"))]
+    assert [line.split(" | ")[0] for line in lines] == ["| blossom", "| markov", "| sasrec"] and "| – |" in lines[-1]
+
+
 def test_a_page_has_its_tables_renewed_and_names_no_board_that_there_is_not() -> None:
     text = "before\n<!-- board: one -->\nold\n<!-- end -->\nafter\n"
     assert with_tables(text, {"one": "| new |\n"}, name="p.md") == "before\n<!-- board: one -->\n\n| new |\n\n<!-- end -->\nafter\n"

@@ -100,6 +100,28 @@ def assert_empty_histories_are_alike(model: nn.Module) -> None:
     torch.testing.assert_close(logits, real_logits(model, make_history(5, (0, 0), places=30), candidates, context), **EXACT)
 
 
+def assert_empty_batches_have_empty_logits(model: nn.Module) -> None:
+    """Nobody asks, or nothing is asked about: logits of that very shape; in training nothing is learnt from it, running statistics included."""
+    history, candidates, context = make_request()
+    without = Candidates(
+        items_BC=candidates.items_BC[:, :0],
+        categories_BC=candidates.categories_BC[:, :0],
+        statistics_BCF=candidates.statistics_BCF[:, :0],
+        lengths_B=torch.zeros_like(candidates.lengths_B),
+    )
+    nobody = [rows(part, slice(0, 0)) for part in (history, candidates, context)]
+    before = deepcopy(model.state_dict())
+    for request in ((history, without, context), nobody, (nobody[0], rows(without, slice(0, 0)), nobody[2])):
+        shape = request[1].items_BC.shape
+        assert real_logits(model.eval(), *request).dtype == real_logits(model, history, candidates, context).dtype
+        each = model.train().training_logits(*request) if hasattr(model, "training_logits") else [model.train()(*request)]  # type: ignore[operator]
+        assert all(logits_BC.shape == shape for logits_BC in each)
+        if each[0].requires_grad:
+            sum(logits_BC.sum() for logits_BC in each).backward()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
 def assert_new_ids_are_read_as_unknown(model: nn.Module) -> None:
     """Items that came after the model was trained: no error, and all alike."""
     history, candidates, context = make_request()
@@ -177,6 +199,7 @@ UNTRAINED = (
     assert_batch_of_one_equals_batch_of_many,
     assert_order_of_candidates_means_nothing,
     assert_empty_histories_are_alike,
+    assert_empty_batches_have_empty_logits,
     assert_new_ids_are_read_as_unknown,
     assert_new_categories_and_actions_are_read_as_unknown,
 )

@@ -69,12 +69,22 @@ def assert_empty_histories_are_alike(model: nn.Module) -> None:
     torch.testing.assert_close(narrow, wide, **EXACT)
 
 
+def assert_nobody_has_no_vector(model: nn.Module) -> None:
+    """A batch of no users, in training mode too: no rows, as wide and of the type of those of a batch of some."""
+    history = make_history()
+    for module in (model.train(), model.eval()):
+        expected = module.user_vectors(history)[:0]
+        found = module.user_vectors(rows(history, slice(0, 0)))
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+
+
 UNTRAINED = (
     assert_vectors_fit_each_other,
     assert_padding_content_changes_nothing,
     assert_more_padding_changes_nothing,
     assert_batch_of_one_equals_batch_of_many,
     assert_empty_histories_are_alike,
+    assert_nobody_has_no_vector,
     assert_new_ids_are_read_as_unknown,
 )
 

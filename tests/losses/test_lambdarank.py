@@ -55,6 +55,15 @@ def test_float32_is_near_float64() -> None:
     torch.testing.assert_close(lambdas(scores.float(), relevant)[0].double(), lambdas(scores, relevant)[0], rtol=1e-3, atol=1e-5)
 
 
+def test_under_autocast_all_but_the_scores_is_float32() -> None:
+    scores, relevant = randn(8, 200).float(), randn(8, 200, seed=1) > 1
+    expected = lambdas(scores, relevant)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = lambdas(scores, relevant)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
 def test_lists_begin_at_a_uniform_place_and_hold_all_that_follows() -> None:
     """Windows 0 and 2 of a batch, with 4 and 2 targets (one item twice); window 1 has none."""
     targets, windows = torch.tensor([3, 1, 4, 1, 5, 2]), torch.tensor([0, 0, 0, 0, 2, 2])

@@ -172,6 +172,38 @@ def test_torch_batches_equal_the_kernels(shape: str, monkeypatch: pytest.MonkeyP
                 assert a is not None and torch.equal(a, b)
 
 
+@pytest.mark.parametrize("pruning", PRUNINGS)
+def test_a_catalogue_with_nothing_left_gives_empty_lists(pruning: str) -> None:
+    """All excluded, all filtered away, all retired, all compacted away; also for nobody, and by torch as on a GPU."""
+    codes_NM, centroids = catalogue(np.random.default_rng(9), 30, 2, 8, "random")
+    index = PQIndex(codes_NM, centroids, pruning=PRUNINGS[pruning])
+    dense, ids, nothing = DenseIndex(vectors(codes_NM, centroids)), np.arange(1, 31), Filter(np.zeros(31, bool))
+
+    def check(user_BD: torch.Tensor, exclude: Exclusion | None, allowed: Filter | None) -> None:
+        targets_B, on_device = torch.arange(len(user_BD)), DeviceCatalogue(index.snapshot, centroids, torch.device("cpu"))
+        expected = dense.topk_and_ranks(user_BD, targets_B, 5, allowed=nothing)
+        assert not expected[0].any() and not expected[2].any()
+        for a, b, c in zip(
+            index.topk_and_ranks(user_BD, targets_B, 5, exclude=exclude, allowed=allowed),
+            on_device(user_BD, targets_B, 5, exclude, allowed),
+            expected,
+            strict=True,
+        ):
+            assert b is not None and torch.equal(a, c) and torch.equal(b, c)
+        ids_BK, _, no_ranks = on_device(user_BD, None, 5, exclude, allowed)
+        assert torch.equal(ids_BK, expected[0]) and no_ranks is None
+
+    for people in (3, 1, 0):
+        user_BD = users(np.random.default_rng(1), people, index.width)
+        check(user_BD, Exclusion(np.arange(people + 1) * 30, np.tile(ids, people)), None)
+        check(user_BD, None, nothing)
+    index.retire(ids)
+    for _ in range(2):
+        for people in (3, 1, 0):
+            check(users(np.random.default_rng(1), people, index.width), None, None)
+        index.compact()
+
+
 def test_what_cannot_be_ranked_is_refused() -> None:
     codes_NM, centroids = catalogue(np.random.default_rng(0), 30, 2, 8, "random")
     index = PQIndex(codes_NM, centroids)

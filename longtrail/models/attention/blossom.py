@@ -54,13 +54,13 @@ class BlockKeys(nn.Module):
         Where a block is longer than the stride it gets the mean of its (real) windows: the mean of scores is the score of the mean.
         """
         if real_BL is not None:
-            k_BGLd = k_BGLd.masked_fill(~real_BL.view(len(real_BL), 1, -1, 1), 0)
+            k_BGLd = k_BGLd.masked_fill(~real_BL[:, None, :, None], 0)
         length, stride, each = self.settings.compression, self.settings.stride, self.settings.block // self.settings.stride
         windows = functional.pad(k_BGLd, (0, 0, length - stride, 0)).unfold(2, length, stride).transpose(3, 4)
         keys = self.network((windows + self.places.unsqueeze(1)).flatten(3)).unflatten(2, (-1, each))
         if each == 1 or real_BL is None:
             return keys.mean(3)
-        real = real_BL[:, ::stride].view(len(real_BL), 1, -1, each, 1)
+        real = real_BL[:, None, ::stride, None].unflatten(2, keys.shape[2:4])
         return keys.masked_fill(~real, 0).sum(3) / real.sum(3).clamp(min=1)
 
 
@@ -103,19 +103,19 @@ class BlossomAttention(nn.Module):
 
     def _mixed(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
         """[B, L, D]: the paths, each times its gate, by torch alone."""
-        B, L, D = x_BLD.shape
+        B, L, _ = x_BLD.shape
         missing = -L % self.settings.block
         filled_BLD = functional.pad(x_BLD, (0, 0, 0, missing)) if missing else x_BLD
         gates = self.gate(filled_BLD).sigmoid()
         heads = self._heads(self.inputs(filled_BLD))
         with torch.autocast(x_BLD.device.type, enabled=False):  # the paths sum many small shares: never in half precision
             first, *others = self._paths(*heads, None if self.causal else lengths_B)
-            shape = B, -1, *heads[0].shape[1:4:2], self.paths, 1
+            shape = B, L + missing, *heads[0].shape[1:4:2], self.paths, 1
             gate, *other_gates = gates.to(first.dtype).view(shape).transpose(1, 2).flatten(0, 1).unbind(-2)
             mixed_NLMd = first * gate
             for path, gate in zip(others, other_gates, strict=True):
                 mixed_NLMd = mixed_NLMd.addcmul(path, gate)
-        mixed_BLD = mixed_NLMd.unflatten(0, (B, -1)).transpose(1, 2).reshape(B, -1, D)
+        mixed_BLD = mixed_NLMd.unflatten(0, (B, self.settings.kv_heads)).transpose(1, 2).flatten(2)
         return mixed_BLD[:, :L]
 
     def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:

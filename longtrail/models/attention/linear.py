@@ -101,14 +101,14 @@ class LinearAttention(nn.Module):
         """Keys must be zeros on padding; times matter with decay. O(L · D · G · F) time; beside its inputs at most features are kept."""
         with torch.autocast(keys_BLD.device.type, enabled=False):
             keys_BLD = at_least_float32(keys_BLD)
-            (B, L, D), F = keys_BLD.shape, self.shape["features"]
+            (B, L, D), G, F = keys_BLD.shape, self.shape["heads"], self.shape["features"]
             times_B, days_BL = _ages(mask_BL, mask_BL.new_zeros(B, L, dtype=torch.int64) if times_BL is None else times_BL, keys_BLD.dtype)
             rates_G = self.rates()
             slopes = self._slopes if torch.is_grad_enabled() and rates_G is None and self.map.slopes is not None else None
             sums_BXD, norms_BX = Sums.apply(keys_BLD, *self._key_weights(), mask_BL, days_BL, rates_G, self._weighted_features, slopes)
             return UserState(
-                sums_BGFE=sums_BXD.view(B, -1, F, D) @ self.values,
-                norms_BGF=norms_BX.view(B, -1, F),
+                sums_BGFE=sums_BXD.view(B, G, F, D) @ self.values,
+                norms_BGF=norms_BX.view(B, G, F),
                 events_B=mask_BL.sum(1),
                 times_B=times_B,
                 rates_G=rates_G,

@@ -33,7 +33,7 @@ def pair_hidden(keys_BLD: Tensor, weights_BCHD: Tensor, bias_BCH: Tensor) -> Ten
 def pair_dense(hidden_BCHL: Tensor, weights_OH: Tensor) -> Tensor:
     """[B, C, O, L]: a dense layer on every pair's hidden units, without the transposed copy that torch.matmul would make."""
     B, C, H, L = hidden_BCHL.shape
-    return torch.bmm(weights_OH.expand(B * C, -1, -1), hidden_BCHL.reshape(B * C, H, L)).view(B, C, -1, L)
+    return torch.bmm(weights_OH.expand(B * C, -1, -1), hidden_BCHL.reshape(B * C, H, L)).view(B, C, len(weights_OH), L)
 
 
 def candidate_blocks(candidates: int, bytes_of_one: int, *, most: int | None = None) -> list[slice]:

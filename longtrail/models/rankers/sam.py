@@ -154,8 +154,11 @@ class SAM(nn.Module):
     def health(self, history: History, candidates: Candidates, context: Context) -> dict[str, float]:
         """Of each pass, the mean over candidates of people with a history: entropy in bits of a / Σa [C: computed, never used] and mass Σa (ours)."""
         real_BC = padding_mask(candidates.lengths_B, candidates.items_BC.shape[1]) & (history.lengths_B > 0).unsqueeze(1)
-        found = {}
-        for i, a_BCL in enumerate(self.attention_weights(history, candidates, context) if real_BC.any() else (), start=1):
+        found: dict[str, float] = {}
+        if not real_BC.any():
+            return found
+        keys_BLD, mask_BL, query_BCD = self._embedded(history, candidates)
+        for i, (a_BCL, _) in enumerate(self._passes(keys_BLD, mask_BL, history.lengths_B, query_BCD), start=1):
             share_BCL = a_BCL / (a_BCL.sum(-1, keepdim=True) + 1e-12)
             entropy_BC = -torch.xlogy(share_BCL, share_BCL).sum(-1) / math.log(2)
             found[f"attention_entropy_{i}"] = float(entropy_BC[real_BC].mean())

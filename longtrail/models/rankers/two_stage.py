@@ -57,6 +57,8 @@ class TwoStageRanker(nn.Module):
 
     def read(self, history: History, candidates: Candidates, context: Context, query_BCD: Tensor) -> Tensor:
         """u [B, C, D]."""
+        if not query_BCD.shape[1]:
+            return query_BCD  # nobody asks, and histories have at least one place
         places_BCK, found_BCK = self.found(history, candidates, context, query_BCD)
         B, C, K = places_BCK.shape
 
