@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.command import run
-from longtrail.config import ABTestSettings, Config, WorldDataset, load_config
+from longtrail.config import ABTestSettings, Config, WorldDataset, at_most, load_config
 from longtrail.errors import EvaluationError
 from longtrail.files import atomic_directory, read_json, write_json
 
@@ -84,7 +84,7 @@ def compare(config: Config, *, tables: Path, features: Path, champion: Path) -> 
     log.info("%s: %s", mode, why)
     shown = labels = None
     if mode == "bandit":
-        asked, labels = requests.rated_requests(feature_set, settings.max_candidates, settings.max_requests_per_user)
+        asked, labels = requests.rated_requests(feature_set, settings.max_candidates, at_most(settings.max_requests_per_user))
     else:
         asked, shown = requests.logged_requests(tables, feature_set, whole_catalogue=_is_open_bandit(tables))
     known = requests.request_features(features / "feast", asked)

@@ -27,6 +27,7 @@ from longtrail.config import (
     SAMSettings,
     SASRecSettings,
     TrainingSettings,
+    at_most,
 )
 from longtrail.errors import ConfigError
 from longtrail.examples import FeatureSet, RankingBatches, TargetBatches, seen_items
@@ -241,7 +242,7 @@ def _valid_gauc(module: torch.nn.Module, features: FeatureSet) -> float | None:
 
 def _valid_ndcg(module: torch.nn.Module, features: FeatureSet) -> float:
     gains = []
-    for batch in TargetBatches(features, "valid", max_history=20, batch_size=5, max_per_user=CPU.validation_targets_per_user):
+    for batch in TargetBatches(features, "valid", max_history=20, batch_size=5, max_per_user=at_most(CPU.validation_targets_per_user)):
         with torch.no_grad():
             scores = (module.user_vectors(batch.history) @ module.item_vectors().T).numpy()
         offsets, items = seen_items(features, batch.users_B.numpy(), batch.history_length_B.numpy())

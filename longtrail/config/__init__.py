@@ -3,7 +3,7 @@
 Nothing here imports torch or a data-frame library, so that every command can read its settings at once.
 """
 
-from longtrail.config.base import Settings
+from longtrail.config.base import Settings, at_most
 from longtrail.config.cluster import ClusterSettings, Placement, StepSettings, Toleration
 from longtrail.config.data import (
     Dataset,
@@ -119,6 +119,7 @@ __all__ = [
     "SelectionSettings",
     "ServingSettings",
     "Settings",
+    "at_most",
     "ShadowSettings",
     "SparkSettings",
     "SplitSettings",

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -25,6 +25,19 @@ def _names_a_folder(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ValueError(f"{name!r} is no name for a model; expected letters, digits, '_', '.' and '-', the first a letter or a digit")
     return name
+
+
+def _all(value: Any) -> Any:
+    return "all" if value is None else value
+
+
+# A word and not null, which Kubeflow's parameters cannot hold: what is left out there has its default.
+AtMost = Annotated[Positive | Literal["all"], BeforeValidator(_all)]
+
+
+def at_most(value: int | Literal["all"]) -> int | None:
+    """The number of an `AtMost`; None is all."""
+    return None if value == "all" else value
 
 
 ModelName = Annotated[str, AfterValidator(_names_a_folder)]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from longtrail.config.base import Confidence, Positive, PositiveFloat, Seed, Settings, Share
+from longtrail.config.base import AtMost, Confidence, Positive, PositiveFloat, Seed, Settings, Share
 
 RANKING_METRICS = ("auc", "gauc", "request_gauc", "log_loss", "calibration_ratio", "ece")  # what evaluation measures of rankers
 RETRIEVAL_METRICS = re.compile(r"mrr|(?:ndcg|recall|coverage)@([1-9]\d*)")  # and of retrievers, at each k of evaluation.k
@@ -55,8 +55,8 @@ class ABTestSettings(Settings):
     temperature: PositiveFloat = Field(0.5, description="softmax temperature of both policies over a request's standardised scores")
     logger_temperature: PositiveFloat = Field(1.0, description="bandit conversion: temperature of the logging policy, which ranks as the incumbent")
     max_candidates: Positive = Field(20, description="bandit conversion: a request is this many consecutive items of a user's test period")
-    max_requests_per_user: Positive | None = Field(
-        10, description="bandit conversion: first requests of each user that are judged, lest a few heavy users decide; null is all"
+    max_requests_per_user: AtMost = Field(
+        10, description="bandit conversion: first requests of each user that are judged, lest a few heavy users decide"
     )
     rounds: Positive = Field(20, description="bandit conversion: independent draws of the logger for each request")
     confidence: Confidence = 0.95

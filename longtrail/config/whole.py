@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic import ValidationError as PydanticError
 
-from longtrail.config.base import AS_WRITTEN, ModelName, Positive, PositiveFloat, Seed, Settings
+from longtrail.config.base import AS_WRITTEN, AtMost, ModelName, Positive, PositiveFloat, Seed, Settings
 from longtrail.config.cluster import ClusterSettings
 from longtrail.config.data import Dataset, FeatureSettings, IngestSettings, MovieLensDataset, SplitSettings, ValidationSettings
 from longtrail.config.experiments import CHAMPION, INCUMBENT, PACKAGED
@@ -37,8 +37,8 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 elsewhere")
     gradient_clip: PositiveFloat = Field(1.0, description="longest gradient of a step, by its norm; 1e9 clips none")
     threads: Positive = Field(2, description="CPU threads")
-    validation_targets_per_user: Positive | None = Field(
-        20, description="retrieval: first next-items of each user that early stopping looks at; null is all. The step `evaluate` has its own setting"
+    validation_targets_per_user: AtMost = Field(
+        20, description="retrieval: first next-items of each user that early stopping looks at. The step `evaluate` has its own setting"
     )
 
 

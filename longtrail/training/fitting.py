@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from longtrail.config import MarkovSettings, Model, PopularityRankerSettings, PopularityRetrieverSettings, TrainingSettings
+from longtrail.config import MarkovSettings, Model, PopularityRankerSettings, PopularityRetrieverSettings, TrainingSettings, at_most
 from longtrail.errors import ConfigError
 from longtrail.examples import FeatureSet, RankingBatches, SequenceBatches, TargetBatch, TargetBatches, seen_items
 from longtrail.models.registry import build_model
@@ -250,7 +250,7 @@ def _validation_batches(features: FeatureSet, settings: Any, training: TrainingS
     shape = {"max_history": getattr(settings, "max_history", _FITTED_HISTORY), "batch_size": getattr(settings, "batch_size", _FITTED_BATCH)}
     if settings.stage == "ranking":
         return RankingBatches(features, "valid", **shape)
-    return TargetBatches(features, "valid", **shape, max_per_user=training.validation_targets_per_user)
+    return TargetBatches(features, "valid", **shape, max_per_user=at_most(training.validation_targets_per_user))
 
 
 def is_main_process() -> bool:

@@ -4,14 +4,15 @@ import importlib
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import pytest
 import yaml
 from google.protobuf import json_format
 from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
 
-from longtrail.config import ClusterSettings, parse_config
+from longtrail.config import ClusterSettings, Config, Settings, parse_config
 from longtrail.config.cluster import STEPS
 from longtrail.errors import ConfigError
 from pipelines.kubeflow import SECTIONS, settings_of, uncached, write
@@ -128,6 +129,25 @@ def test_the_engine_s_settings_reach_both_steps_that_use_it() -> None:
     for step in ("ingest", "build_features"):
         ingest = settings_of(step, config)["ingest"]
         assert (ingest["engine"], ingest["memory_limit"], ingest["spark"]["driver_memory"]) == ("spark", "7GB", "9g")
+
+
+def test_nothing_that_is_written_down_is_lost_on_the_way_to_a_step() -> None:
+    """Kubeflow's parameters hold no null: what is null is left out and has its default there, which must be null too."""
+    for settings in every_settings(Config):
+        for name, field in settings.model_fields.items():
+            if NoneType in get_args(field.annotation) and not field.is_required():
+                assert field.get_default(call_default_factory=True) is None, (settings, name)
+    unlimited = {"training": {"validation_targets_per_user": None}, "ab_test": {"max_requests_per_user": "all"}}
+    config = parse_config(unlimited)
+    assert parse_config(settings_of("train", config)).training.validation_targets_per_user == "all"
+    assert parse_config(settings_of("ab_test", config)).ab_test.max_requests_per_user == "all"
+
+
+def every_settings(found: Any) -> set[Any]:
+    """All classes of settings that an annotation leads to."""
+    if isinstance(found, type) and issubclass(found, Settings):
+        return {found}.union(*(every_settings(field.annotation) for field in found.model_fields.values()))
+    return set().union(*map(every_settings, get_args(found)))
 
 
 def test_nodes_labels_and_tolerations(whole: Any, plain: Any) -> None:
