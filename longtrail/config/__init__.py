@@ -119,7 +119,6 @@ __all__ = [
     "SelectionSettings",
     "ServingSettings",
     "Settings",
-    "at_most",
     "ShadowSettings",
     "SparkSettings",
     "SplitSettings",
@@ -134,6 +133,7 @@ __all__ = [
     "TwoStageSettings",
     "ValidationSettings",
     "WorldDataset",
+    "at_most",
     "load_config",
     "parse_config",
 ]
