@@ -47,10 +47,11 @@ def ab_test(
 
         if not b:
             raise EvaluationError("--log needs --b: a column of the log, or a Parquet file, with B's probability of each logged item")
+        names = _report_names(b)
         settings = load_config(params).ab_test if params.is_file() else ABTestSettings()
         options = {"kind": propensity_kind, "estimate": estimate_propensities, "independent_places": independent_places, "segments": segment or ()}
         found = [compare_log(settings, log_file, a, one, challengers=len(b), **options) for one in b]  # type: ignore[arg-type]
-        results = {"": found[0]} if len(found) == 1 else {Path(one).stem: result for one, result in zip(b, found, strict=True)}
+        results = {"": found[0]} if len(found) == 1 else dict(zip(names, found, strict=True))
     with atomic_directory(report) as folder:
         for name, result in results.items():
             (folder / name).mkdir(exist_ok=True)
@@ -58,6 +59,19 @@ def ab_test(
     for name, result in results.items():
         log.info("%s: %s", result["verdict"], result["sentence"])
         log.info("report: %s", report / name / "report.html")
+
+
+def _report_names(b: list[str]) -> list[str]:
+    """Of each B the name of its report's folder. Raises EvaluationError where one would lead out of that folder, or be another's."""
+    named: dict[str, str] = {}
+    for one in b:
+        name = Path(one).stem
+        if name in ("", ".", ".."):
+            raise EvaluationError(f"--b {one!r} names no policy; expected a column of the log, or the path of a Parquet file or folder with a name")
+        if name in named:
+            raise EvaluationError(f"--b {named[name]!r} and --b {one!r} would both be reported as {name!r}; expected a name for each")
+        named[name] = one
+    return list(named)
 
 
 def write_report(result: dict[str, Any], folder: Path) -> None:

@@ -137,6 +137,7 @@ def overrides(given: list[str], config: Config) -> dict[str, Any]:
     """Each NAME=YAML as the pipeline's parameter it changes, whole, checked as params.yaml is. Raises ConfigError."""
     defaults = defaults_of(config)
     changed: dict[str, Any] = {}
+    paths: dict[str, str] = {}
     for entry in given:
         path, equals, text = entry.partition("=")
         name, *inside = path.split(".")
@@ -146,6 +147,10 @@ def overrides(given: list[str], config: Config) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise ConfigError(f"--param {entry}: {text!r} is not YAML") from None
+        for other, before in paths.items():  # one that stands in the other would be lost with it, or not, by which came first
+            if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
+                raise ConfigError(f"--param {before} and --param {entry} both set {max(path, other, key=len)}; expected it once")
+        paths[path] = entry
         changed[name] = _put(changed.get(name, defaults[name]), inside, value, entry)
     for name, value in changed.items():
         _check(name, value, config)

@@ -1,5 +1,6 @@
 """The exact index of any retriever: what evaluation, early stopping and the service ask."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +34,36 @@ def write_index(folder: Path, module: nn.Module, settings: RetrievalSettings | N
         return False
     from longtrail.retrieval.storage import save_index  # numba takes half a second, and dense catalogues do without
 
-    save_index(folder, index)
+    save_index(folder, index, made_of=_hash(module))
     return True
 
 
 def load_index(folder: Path, module: nn.Module, settings: RetrievalSettings | None = None, *, threads: int = 1) -> Index:
     """The index in `folder`, memory-mapped, ready for its first request; built from `module` where there is none.
 
-    Raises ModelError where it is damaged, or is not of this module's items.
+    Raises ModelError where it is damaged, is not of this module's codes and centroids, or is of another kind than `settings` ask for by name. An
+    index that does not say what it was built of, as older releases wrote them, is refused too: packaging writes it anew.
     """
     if not folder.exists():
         index: Any = exact_index(module, settings, threads=threads)
     else:
-        from longtrail.retrieval.storage import open_index
+        from longtrail.retrieval.storage import CARD, open_index
 
-        index = open_index(folder, threads=threads)
-        items: Any = getattr(module, "items", None)
-        same = has_codes(items) and index.items == len(items.codes) - 1 and index.shared == (items.composition == "sum")
-        if not same or not np.array_equal(index.centroids_MbE, items.centroids.detach().numpy()):
-            raise ModelError(f"{folder}: an index of other items than the model's: write it again with the model")
+        if not has_codes(getattr(module, "items", None)):
+            raise ModelError(f"{folder}: an index of codes; expected none, for the model's items have no codes")
+        index = open_index(folder, threads=threads, made_of=_hash(module))
+        asked = "auto" if settings is None else settings.kind
+        if asked not in ("auto", index.kind):
+            raise ModelError(f"{folder / CARD}: kind is {index.kind}; expected {asked}, as retrieval.kind says: build the index again")
     return index.warm_up() if hasattr(index, "warm_up") else index
+
+
+def _hash(module: nn.Module) -> str:
+    """SHA-256 of all that an index of RecJPQ items is built of."""
+    items: Any = module.items
+    digest = hashlib.sha256(str(items.composition).encode())
+    for tensor in (items.codes, items.centroids.float()):
+        values = np.ascontiguousarray(tensor.detach().cpu().numpy())
+        digest.update(f"{values.dtype} {list(values.shape)}".encode())
+        digest.update(values.data)
+    return digest.hexdigest()

@@ -26,8 +26,11 @@ _TYPES = {"U8": np.uint8, "U32": np.uint32, "I64": np.int64, "U64": np.uint64, "
 _LISTS = ("list_codes", "list_places", "list_starts", "list_valid")
 
 
-def save_index(folder: Path, index: PQIndex) -> None:
-    """Write the folder whole or not at all. What was added since the index was built is put into its base first (`index.compact()`)."""
+def save_index(folder: Path, index: PQIndex, *, made_of: str | None = None) -> None:
+    """Write the folder whole or not at all. What was added since the index was built is put into its base first (`index.compact()`).
+
+    `made_of`: the hash of the items that the index was built of, for `open_index` to compare.
+    """
     if len(index.snapshot.segments) > 1:
         index.compact()
     snapshot = index.snapshot
@@ -50,16 +53,22 @@ def save_index(folder: Path, index: PQIndex) -> None:
             "count": base.count,
             "next_id": snapshot.next_id,
             "shared": index.shared,
+            "made_of": made_of,
             "tensors": {name: {"type": str(values.dtype), "shape": list(values.shape)} for name, values in tensors.items()},
             "file": {"name": TENSORS, "bytes": (aside / TENSORS).stat().st_size, "sha256": digest},
         }
         write_json(aside / CARD, document)
 
 
-def open_index(folder: Path, *, threads: int = 1) -> PQIndex:
-    """The index as it was saved. Raises ModelError naming the file and what differs where one is missing, truncated or altered."""
+def open_index(folder: Path, *, threads: int = 1, made_of: str | None = None) -> PQIndex:
+    """The index as it was saved. Raises ModelError naming the file and what differs where one is missing, truncated or altered.
+
+    With `made_of`, an index of other items is refused, and so is one whose card does not say of which: what older releases wrote.
+    """
     folder = Path(folder)
     card = _card(folder / CARD)
+    if made_of is not None and card.get("made_of") != made_of:
+        raise ModelError(f"{folder / CARD}: made_of is {card.get('made_of')}; expected {made_of}, the model's items: build the index again")
     tensors = _tensors(folder / TENSORS, card)
     path = folder / TENSORS
     try:

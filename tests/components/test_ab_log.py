@@ -64,6 +64,25 @@ def test_several_challengers_are_judged_the_more_strictly(log: Path, tmp_path: P
     assert set(found) == {"new", "propensity"} and all(r["challengers"] == 2 and r["confidence"] == pytest.approx(0.975) for r in found.values())
 
 
+@pytest.mark.parametrize(
+    ("b", "message"),
+    [
+        ([".."], r"--b '\.\.' names no policy; expected a column"),
+        (["new", ".."], r"--b '\.\.' names no policy"),
+        (["x/.."], r"--b 'x/\.\.' names no policy"),
+        (["."], r"--b '\.' names no policy"),
+        ([""], "--b '' names no policy"),
+        (["...parquet"], r"--b '\.\.\.parquet' names no policy"),
+        (["one/new.parquet", "new"], r"--b 'one/new\.parquet' and --b 'new' would both be reported as 'new'"),
+    ],
+)
+def test_challengers_need_names_for_their_reports(b: list[str], message: str, log: Path, tmp_path: Path) -> None:
+    """Each is a folder within the report: `..` would be written outside it, and of two alike one would be lost."""
+    with pytest.raises(EvaluationError, match=message):
+        ab_test(log_file=log, a="old", b=b, params=tmp_path / "none.yaml", report=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_wrong_with_a_log_is_said(log: Path, tmp_path: Path) -> None:
     flat = compare_log(QUICK, write(tmp_path / "flat.parquet", rows=12_000, sharper=0.2), "old", "new")
     assert flat["verdict"] == "do not trust" and flat["sentence"].startswith("Do not trust this log")

@@ -1,5 +1,6 @@
 """IFA's user states: in pieces, added to and taken from, stored and restored, and free of candidates."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,22 @@ from longtrail.models.contracts import Candidates, Context, History
 from longtrail.models.masks import padding_mask
 from longtrail.models.order import between, newest
 from longtrail.models.rankers.ifa import IFA
-from tests.contracts.batches import draws, make_candidates, make_context, make_history, make_request, with_garbage, with_padding
+from tests.contracts import batches
+from tests.contracts.batches import draws, make_candidates, make_context, with_garbage, with_padding
 from tests.models.attention.test_linear import LENGTHS
 from tests.models.test_ifa import make_ifa
+
+NOW = 1_700_000_000_123_457  # µs: November 2023, beyond what float32 counts and with four digits of 2^16 that differ
+
+
+def make_history(seed: int = 0, lengths: tuple[int, ...] = batches.HISTORY_LENGTHS) -> History:
+    """Histories of today: within a quarter of an hour after NOW."""
+    history = batches.make_history(seed, lengths)
+    return replace(history, times_BL=history.times_BL + NOW * padding_mask(history.lengths_B, history.times_BL.shape[1]))
+
+
+def make_request() -> tuple[History, Candidates, Context]:
+    return make_history(), make_candidates(), make_context()
 
 
 def assert_equal_states(left: UserState, right: UserState, tolerance: float = 1e-12) -> None:
@@ -58,7 +72,7 @@ def test_an_event_added_and_removed_leaves_the_start(changes: dict[str, Any]) ->
     candidates, context = make_candidates(4, (3, 1, 4, 2, 5)), make_context(4, len(LENGTHS))
     start, event = model.state(history), make_history(6, (1,) * len(LENGTHS))
     expected = model(history, candidates, context, state=start)
-    for times_B1 in (event.times_BL // 2, event.times_BL + 10**8):
+    for times_B1 in (event.times_BL - 10**9, event.times_BL + 10**8):
         event = replace(event, times_BL=times_B1)
         assert not torch.equal(model(history, candidates, context, state=model.update(start, event)), expected)
         back = model.remove(model.update(start, event), event, start.times_B)
@@ -94,7 +108,7 @@ def picked(history: History, chosen_BL: torch.Tensor) -> History:
 def test_what_has_decayed_is_not_brought_back() -> None:
     """Rounding would be what is read: the user is named; in float64 more is left than in float32."""
     model, history = make_ifa(half_life_days=1.0, heads=1), make_history(4, (3, 3))
-    late = replace(between(make_history(6, (1, 1)), 0, 1), times_BL=torch.tensor([[10**9], [14 * DAY]]))
+    late = replace(between(make_history(6, (1, 1)), 0, 1), times_BL=NOW + torch.tensor([[10**9], [14 * DAY]]))
     state = model.state(history)
     back = model.remove(model.update(state, late), late, state.times_B)
     assert_equal_states(back, state, 1e-9)
@@ -110,7 +124,7 @@ def test_ten_thousand_events_in_shards() -> None:
     n, shards = 10_000, 8
     model = make_ifa(layers=1, half_life_days=1.0, feature_map="shares")
     history = make_history(9, (n,))
-    history = replace(history, times_BL=torch.randint(1, 30 * DAY, (1, n), generator=draws(3)))
+    history = replace(history, times_BL=NOW + torch.randint(1, 30 * DAY, (1, n), generator=draws(3)))
     whole = model.state(history)
     each = model.state(History(**{name: getattr(history, name).T for name in linear_fields()}, lengths_B=torch.ones(n, dtype=torch.int64)))
     parts = [UserState(**rows_of(each, slice(i, i + shards))) for i in range(0, n, shards)]  # event i + s goes to shard s
@@ -143,7 +157,6 @@ def test_scoring_from_a_stored_state(half_life_days: float | None, monkeypatch: 
     monkeypatch.setattr("longtrail.models.embedding.RECENT_EVENTS", 3)
     model = make_ifa(recent_events=3, half_life_days=half_life_days, relation="softmax").float()
     history, candidates, context = make_request()
-    history = replace(history, times_BL=history.times_BL + (1 << 50))  # 2005: beyond what float32 counts in µs
     state, version = model.state(history), model.version()
     flat_BS = state.flat()
     assert flat_BS.dtype == torch.float32
@@ -153,6 +166,65 @@ def test_scoring_from_a_stored_state(half_life_days: float | None, monkeypatch: 
     stored = model(newest(history, 3), candidates, context, state=restored)
     mask_BC = padding_mask(candidates.lengths_B, 6)
     torch.testing.assert_close(stored[mask_BC], model(history, candidates, context)[mask_BC], rtol=0, atol=1e-6)
+
+
+def one_number(dtype: torch.dtype, times: list[int], rates: list[float] | None = None, events: int = 2) -> UserState:
+    """A state of these users, each with a 3 and a 5 in every head."""
+    users, heads = len(times), len(rates or [0])
+    return UserState(
+        sums_BGFE=torch.full((users, heads, 1, 1), 3.0, dtype=dtype),
+        norms_BGF=torch.full((users, heads, 1), 5.0, dtype=dtype),
+        events_B=torch.full((users,), events),
+        times_B=torch.tensor(times),
+        rates_G=None if rates is None else torch.tensor(rates, dtype=dtype),
+    )
+
+
+def test_a_stored_row_by_hand() -> None:
+    """The number of events, the time in digits of base 2^16 from the lowest, the sums and the norms; exact for every time there is."""
+    digits = [8769, 6176, 2596, 6]
+    assert sum(digit << 16 * place for place, digit in enumerate(digits)) == NOW
+    times = [NOW, 0, 1, NOW + 1, 4_102_444_800_000_000, 2**63 - 1]
+    state = one_number(torch.float32, times)
+    flat_BS = state.flat()
+    assert flat_BS[0].tolist() == [2.0, *digits, 3.0, 5.0]
+    for dtype in (torch.float32, torch.float64):
+        back = UserState.from_flat(state.flat(dtype), heads=1, features=1, values=1, rates_G=None)
+        assert back.times_B.tolist() == times and back.events_B.tolist() == [2] * len(times)
+        assert back.sums_BGFE.unique().tolist() == [3.0] and back.norms_BGF.unique().tolist() == [5.0]
+
+
+@pytest.mark.parametrize("days", [1.0, 1 / 86_400], ids=["a day", "a second"])
+def test_a_state_seen_later_by_hand(days: float) -> None:
+    """Half of a head with this half-life is left, a sixteenth of one that forgets four times as fast; earlier it was as much more."""
+    rate, span = math.log(2) / days, round(days * DAY)
+    state = one_number(torch.float64, [NOW, NOW], [rate, 4 * rate])
+    seen = state.at(torch.tensor([NOW + span, NOW - span]))
+    expected_BG = torch.tensor([[1 / 2, 1 / 16], [2.0, 16.0]], dtype=torch.float64)
+    torch.testing.assert_close(seen.sums_BGFE[:, :, 0, 0], 3 * expected_BG, rtol=1e-14, atol=0)
+    torch.testing.assert_close(seen.norms_BGF[:, :, 0], 5 * expected_BG, rtol=1e-14, atol=0)
+    assert seen.times_B.tolist() == [NOW + span, NOW - span]
+
+
+@pytest.mark.parametrize(("dtype", "half_lives"), [(torch.float32, 11.5), (torch.float64, 26.0)])
+def test_how_much_may_have_decayed(dtype: torch.dtype, half_lives: float) -> None:
+    """Half of a number's digits (24 bits less one, 53 less one) of the head that forgets fastest, here in six hours; then the user is named."""
+    rates = [math.log(2), 4 * math.log(2)]
+    limit = round(half_lives * DAY / 4)
+
+    def remove(age: int) -> UserState:
+        """All but one event, whose time is `age` before the newest of all; the first user keeps the newest, the third nothing."""
+        state, part = one_number(dtype, [NOW] * 3, rates), one_number(dtype, [NOW] * 3, rates, events=1)
+        part = replace(part, sums_BGFE=part.sums_BGFE / 3, norms_BGF=part.norms_BGF / 5, events_B=torch.tensor([1, 1, 2]))
+        return state.remove(part, torch.tensor([NOW, NOW - age, NOW - 100 * DAY]))
+
+    left = remove(limit - 10**6)
+    assert left.times_B.tolist() == [NOW, NOW - limit + 10**6, 0] and left.events_B.tolist() == [1, 1, 0]
+    torch.testing.assert_close(left.sums_BGFE[:2, 1, 0, 0], torch.tensor([2.0, 2 * 2**half_lives], dtype=dtype), rtol=1e-4, atol=0)
+    torch.testing.assert_close(left.norms_BGF[:2, 0, 0], torch.tensor([4.0, 4 * 2 ** (half_lives / 4)], dtype=dtype), rtol=1e-4, atol=0)
+    assert not left.sums_BGFE[2].any() and not left.norms_BGF[2].any()
+    with pytest.raises(StateError, match="row 1: too much has decayed"):
+        remove(limit + 10**6)
 
 
 READING = ("attention.queries", "attention.query_bias", "attention.log_priors")

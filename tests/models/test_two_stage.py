@@ -112,6 +112,34 @@ def test_what_is_read_is_the_textbooks_attention_over_what_was_found(kind: str) 
                 torch.testing.assert_close(read_BCD[b, c], slow, **CLOSE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("score", [-1e2, -1e4, 1e4])
+def test_places_where_nothing_was_found_count_nothing_whatever_the_scores(score: float, dtype: torch.dtype) -> None:
+    """Even where all real scores are far below those of the places that found nothing, or of any number one might put in their stead."""
+    torch.manual_seed(4)
+    layer = SelectedAttention(4, 2).to(dtype)
+    query_BCD, values_BCKD = torch.randn(1, 1, 4, dtype=dtype), torch.randn(1, 1, 4, 4, dtype=dtype)
+    keys_BCKD = torch.randn(1, 1, 4, 4, dtype=dtype) / 100
+    found_BCK = torch.tensor([[[True, False, True, False]]])
+    bias_BCKH = torch.where(found_BCK, score, 0.0).unsqueeze(-1).expand(1, 1, 4, 2).to(dtype)
+    with torch.no_grad():
+        read = layer(query_BCD, keys_BCKD, values_BCKD, found_BCK, bias_BCKH)[0, 0]
+        taken = found_BCK[0, 0]
+        slow = slow_attention(layer, query_BCD[0, 0], keys_BCKD[0, 0, taken], values_BCKD[0, 0, taken], None)
+        torch.testing.assert_close(read, slow, rtol=0, atol=1e-3 if dtype == torch.float32 else 1e-9)
+        other = values_BCKD.masked_fill(~found_BCK.unsqueeze(-1), 1e9)
+        assert torch.equal(layer(query_BCD, keys_BCKD, other, found_BCK, bias_BCKH)[0, 0], read)
+        nothing = layer(query_BCD, keys_BCKD, values_BCKD, torch.zeros_like(found_BCK), bias_BCKH)[0, 0]
+        torch.testing.assert_close(nothing, layer.output.bias, rtol=0, atol=0)
+        half = at_bfloat16(layer, query_BCD, keys_BCKD, values_BCKD, found_BCK, bias_BCKH)
+        torch.testing.assert_close(half, slow, rtol=0, atol=0.1, check_dtype=False)
+
+
+def at_bfloat16(layer: SelectedAttention, *given: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return layer(*given)[0, 0]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_of_candidates_equal_all_at_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, request = make(kind, top_k=3), make_request()

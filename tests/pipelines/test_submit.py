@@ -1,5 +1,6 @@
 """What is sent to Kubeflow is what a dry run says, and what should not be sent is refused."""
 
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,20 @@ def test_parameters_are_checked_before_they_are_sent(entry: str, says: str) -> N
 def test_two_values_of_one_parameter_are_both_changed() -> None:
     changed = overrides(["train_settings.training.seed=3", "train_settings.training.threads=1"], parse_config({}))
     assert changed["train_settings"]["training"]["seed"] == 3 and changed["train_settings"]["training"]["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "path"),
+    [
+        ("train_settings.training.seed=3", "train_settings.training.seed=4", "train_settings.training.seed"),
+        ("models=[din]", "models=[sam]", "models"),
+        ("train_settings={training: {seed: 3}}", "train_settings.training.seed=4", "train_settings.training.seed"),
+        ("train_settings.training.seed=4", "train_settings.training={seed: 3}", "train_settings.training.seed"),
+    ],
+)
+def test_a_value_given_twice_is_refused_with_both(first: str, second: str, path: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"--param {first} and --param {second} both set {path}; expected it once")):
+        overrides([first, second], parse_config({}))
 
 
 def test_the_server_of_these_tests_says_what_it_does_not_know() -> None:

@@ -12,6 +12,7 @@ from longtrail.errors import ModelError
 from longtrail.files import read_json, write_json
 from longtrail.models.contracts import Sizes
 from longtrail.models.encoders.sasrec import SASRec
+from longtrail.models.items.recjpq import RecJPQItems
 from longtrail.retrieval.dense import DenseIndex
 from longtrail.retrieval.exact import load_index, write_index
 from longtrail.retrieval.index import Exclusion, Filter
@@ -183,12 +184,37 @@ def test_a_packaged_index_is_its_models(tmp_path: Path) -> None:
     added = model(RecJPQItemsSettings(splits=2, codes=16, composition="sum"), 0)
     user_BD = torch.randn(3, 8)
     torch.testing.assert_close(index.topk(user_BD, 20)[1], DenseIndex(coded.item_vectors().detach()).topk(user_BD, 20)[1])
-    with pytest.raises(ModelError, match="an index of other items"):
-        load_index(tmp_path / "index", other)
-    with pytest.raises(ModelError, match="an index of other items"):
+    for stranger in (other, added):
+        with pytest.raises(ModelError, match=r"index\.json: made_of is [0-9a-f]{64}; expected [0-9a-f]{64}, the model's items: build"):
+            load_index(tmp_path / "index", stranger)
+    with pytest.raises(ModelError, match="index: an index of codes; expected none"):
         load_index(tmp_path / "index", dense)
-    with pytest.raises(ModelError, match="an index of other items"):
-        load_index(tmp_path / "index", added)
     assert write_index(tmp_path / "added", added, RetrievalSettings(kind="pqtopk"))
     found = load_index(tmp_path / "added", added).topk(user_BD, 20)[1]
     torch.testing.assert_close(found, DenseIndex(added.item_vectors().detach()).topk(user_BD, 20)[1])
+
+
+def test_an_index_of_other_codes_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """Same centroids and sizes, so that nothing but the codes of one item tells the two apart."""
+    torch.manual_seed(0)
+    sizes = Sizes(items=300, categories=1, actions=1)
+    model = SASRec(SASRecSettings(width=8, heads=2, items=RecJPQItemsSettings(splits=2, codes=16)), sizes).eval()
+    folder = tmp_path / "index"
+    assert write_index(folder, model, RetrievalSettings(kind="pqtopk"))
+    for kind in ("auto", "pqtopk"):
+        index = load_index(folder, model, RetrievalSettings(kind=kind))
+        assert isinstance(index, PQIndex) and index.kind == "pqtopk"
+    for kind in ("dense", "recjpq_prune"):
+        with pytest.raises(ModelError, match=rf"index\.json: kind is pqtopk; expected {kind}, as retrieval\.kind says"):
+            load_index(folder, model, RetrievalSettings(kind=kind))
+    card = read_json(folder / CARD)
+    del card["made_of"]
+    write_json(folder / CARD, card)
+    with pytest.raises(ModelError, match=r"index\.json: made_of is None; expected [0-9a-f]{64}, .* build the index again"):
+        load_index(folder, model)
+    assert write_index(folder, model, RetrievalSettings(kind="pqtopk"))
+    assert isinstance(model.items, RecJPQItems)
+    model.items.codes[150, 1] = (model.items.codes[150, 1] + 1) % 16
+    with pytest.raises(ModelError, match="made_of"):
+        load_index(folder, model)
+    assert open_index(folder).items == 300  # as it was saved, whatever the model
