@@ -1,8 +1,9 @@
 """Item vectors start from the training period's interactions alone, and items that the same people touched start alike."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +11,13 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from longtrail.config import DINSettings, MeanPoolingSettings, SAMSettings, SplitSettings
+from longtrail.config import DINSettings, MeanPoolingSettings, RecJPQItemsSettings, SAMSettings, SASRecSettings, SplitSettings
 from longtrail.examples import FeatureSet, RankingBatches
 from longtrail.examples.features import column
 from longtrail.models.rankers.mean_pooling import MeanPooling
 from longtrail.models.registry import build_model
+from longtrail.training import interactions
+from longtrail.training.codes import assign_codes
 from longtrail.training.interactions import before_held_out, interaction_matrix, unlabelled_until
 from longtrail.training.starts import cooccurrence_vectors, met_items, start
 from tests.toy import toy_features, toy_tables
@@ -106,6 +109,60 @@ def test_it_is_the_older_half_of_the_events_or_all_before_the_first_request(deal
         assert np.array_equal(interaction_matrix(dealt, binary=binary, until=until).toarray(), expected)
 
 
+def test_all_that_came_before_the_first_request_is_good(dealt: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log of events that is older than that of impressions: more than its half."""
+    table = dealt.examples("train")
+    late = int(np.quantile(column(table, "timestamp"), 0.8))
+    shown = table.filter(pa.array(column(table, "timestamp") >= late))
+    monkeypatch.setattr(FeatureSet, "examples", lambda features, split: shown)
+    assert unlabelled_until(dealt) == column(shown, "timestamp").min()
+
+
+def with_times(features: FeatureSet, change: Callable[[np.ndarray], np.ndarray]) -> FeatureSet:
+    """The features with other times of events."""
+    store = features.history
+
+    class Changed:
+        def flat(self, *asked: Any) -> Any:
+            flat = store.flat(*asked)
+            return replace(flat, times=change(flat.times))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+    return replace(features, history=Changed())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("days", [3, 7, 11, 25])
+def test_events_of_one_instant_stay_together(days: int, dealt: FeatureSet) -> None:
+    """Times that are dates: the boundary that is nearest to the half."""
+    span = days * 86_400_000_000
+    coarse = with_times(dealt, lambda times: times // span * span)
+    times = coarse.history.flat(np.arange(1, dealt.users + 1), dealt.train_lengths[1:]).times
+    until = unlabelled_until(coarse)
+    assert until is not None
+    shares = [0.0, *(np.cumsum(np.unique(times, return_counts=True)[1]) / len(times))]
+    assert (times < until).mean() == pytest.approx(min(shares, key=lambda share: abs(share - 0.5)))
+
+
+def test_where_no_event_is_left_that_is_said(dealt: FeatureSet, caplog: pytest.LogCaptureFixture) -> None:
+    first = int(column(dealt.examples("train"), "timestamp").min())
+    assert unlabelled_until(with_times(dealt, lambda times: np.full_like(times, first))) == first
+    assert "start vectors and codes are drawn by chance" in caplog.text
+
+
+def test_a_log_of_a_million_rows_is_looked_at_by_chance(dealt: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of four whose first item is the clicked one: every fourth row is of one class, and would tell nothing."""
+    table = dealt.examples("train")
+    order = np.lexsort((-column(table, "click"), np.unique(table["request_id"].to_pylist(), return_inverse=True)[1]))
+    table = table.take(pa.array(order))
+    monkeypatch.setattr(FeatureSet, "examples", lambda features, split: table)
+    for rows in (len(order) // 4, len(order) // 8):
+        monkeypatch.setattr(interactions, "_ROWS", rows)
+        assert unlabelled_until(dealt) == unlabelled_until(dealt, since=0)
+        assert unlabelled_until(dealt) is not None
+
+
 def test_events_that_say_nothing_of_clicks_are_all_good(dealt: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with ratings: what was shown is an event, whatever became of it."""
     table = dealt.examples("train")
@@ -118,20 +175,58 @@ def test_events_that_say_nothing_of_clicks_are_all_good(dealt: FeatureSet, monke
     assert unlabelled_until(dealt) is None
 
 
-def test_a_ranker_starts_without_them_and_next_items_with_all(dealt: FeatureSet) -> None:
+@pytest.fixture(scope="module")
+def left_out(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    """Such a log under leave-one-out."""
+    tables = toy_tables(tmp_path_factory.mktemp("left") / "tables", users=300, items=1500, events_per_user=24, seed=1, shuffled=True)
+    return FeatureSet.open(toy_features(tables, tables.parent / "features", SplitSettings(kind="leave_one_out")))
+
+
+def directions(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors)
+
+
+@pytest.mark.parametrize("since_share", [None, 0.7])
+def test_a_ranker_s_vectors_and_codes_are_those(dealt: FeatureSet, since_share: float | None) -> None:
+    since = None if since_share is None else int(np.quantile(column(dealt.examples("train"), "timestamp"), since_share))
+    until = unlabelled_until(dealt, since=since)
+    items = RecJPQItemsSettings(splits=2, codes=16)
+    dense, coded = DINSettings(width=4), DINSettings(width=4, items=items)
+    module: Any = build_model(dense, dealt.sizes)
+    start(module, dealt, dense, seed=0, since=since)
+    wanted = cooccurrence_vectors(dealt, 4, seed=0, until=until)
+    assert np.allclose(directions(module.embedding.items.table.detach().numpy()), directions(wanted), atol=1e-6)
+    module = build_model(coded, dealt.sizes)
+    start(module, dealt, coded, seed=0, since=since)
+    codes = assign_codes(dealt, items, seed=0, until=until).codes_NM
+    assert np.array_equal(module.embedding.items.codes.numpy(), codes)
+    assert not np.array_equal(codes, assign_codes(dealt, items, seed=0).codes_NM)
+
+
+def test_a_ranker_starts_before_what_is_held_out_and_next_items_do_not(left_out: FeatureSet) -> None:
+    cut = before_held_out(left_out)
     settings = DINSettings(width=4)
-    module: Any = build_model(settings, dealt.sizes)
-    start(module, dealt, settings, seed=0)
-    wanted = cooccurrence_vectors(dealt, 4, seed=0, until=unlabelled_until(dealt))
-    found = module.embedding.items.table.detach().numpy()
-    assert np.allclose(found / np.linalg.norm(found), wanted / np.linalg.norm(wanted), atol=1e-6)
+    module: Any = build_model(settings, left_out.sizes)
+    start(module, left_out, settings, seed=0)
+    wanted = cooccurrence_vectors(cut, 4, seed=0, until=unlabelled_until(cut))
+    assert np.allclose(directions(module.embedding.items.table.detach().numpy()), directions(wanted), atol=1e-6)
+    items = RecJPQItemsSettings(splits=2, codes=16)
+    encoder = SASRecSettings(width=4, blocks=1, heads=1, items=items)
+    module = build_model(encoder, left_out.sizes)
+    start(module, left_out, encoder, seed=0)
+    assert np.array_equal(module.items.codes.numpy(), assign_codes(left_out, items, seed=0).codes_NM)
+
+
+def test_nothing_is_read_for_a_random_start(dealt: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FeatureSet, "examples", None)
+    settings = DINSettings(width=4, item_start="random")
+    start(build_model(settings, dealt.sizes), dealt, settings, seed=0)
 
 
 @pytest.mark.parametrize("kind", ["temporal", "leave_one_out"])
-def test_events_of_requests_held_out_are_not_seen(kind: Literal["temporal", "leave_one_out"], tmp_path: Path) -> None:
+def test_events_of_requests_held_out_are_not_seen(kind: str, request: pytest.FixtureRequest) -> None:
     """Leaving out a user's last two events leaves the clicks of held-out requests among the others; where chance deals them out, they would show."""
-    tables = toy_tables(tmp_path / "tables", users=300, items=1500, events_per_user=24, seed=1, shuffled=True)
-    features = FeatureSet.open(toy_features(tables, tmp_path / "features", SplitSettings(kind=kind)))
+    features = request.getfixturevalue({"temporal": "dealt", "leave_one_out": "left_out"}[kind])
     cut = before_held_out(features)
     if kind == "temporal":
         assert np.array_equal(cut.train_lengths, features.train_lengths)

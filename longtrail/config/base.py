@@ -28,7 +28,11 @@ def _names_a_folder(name: str) -> str:
 
 
 def _all(value: Any) -> Any:
-    return "all" if value is None else value
+    if value is None or value == "all":
+        return "all"
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+        raise ValueError(f"{value!r}; expected a whole number above 0, or all")  # of a union pydantic would say what each of its parts expects
+    return int(value)
 
 
 # A word and not null, which Kubeflow's parameters cannot hold: what is left out there has its default.

@@ -34,7 +34,9 @@ class RankerSettings(WithItems):
     max_epochs: Positive = Field(8, description="passes over the training examples, at most")
     patience: Positive = Field(2, description="epochs without a better validation metric before training stops")
     item_start: Literal["cooccurrence", "random"] = Field(
-        "cooccurrence", description="item vectors start from an SVD of who had to do with what in the training period, or at random"
+        "cooccurrence",
+        description="item vectors start from an SVD of who had to do with what in the training period (its older half where that tells clicks), "
+        "or at random",
     )
     listwise: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the listwise loss over a request's set beside the cross-entropy")
     sampled_candidates: Count = Field(

@@ -1,5 +1,6 @@
 """Who had to do with what in the training period: what codes, start vectors and transitions are counted from. U users, N items, E events."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,12 @@ from scipy.sparse import csr_matrix
 from longtrail.examples import FeatureSet
 from longtrail.examples.features import column
 from longtrail.splits import SPLITS
+from longtrail.times import iso
 
 TELLING = 0.05  # our choice, see `unlabelled_until`
 _ROWS = 1_000_000  # rows of the log that it looks at
+
+log = logging.getLogger(__name__)
 
 
 def training_events(features: FeatureSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -66,7 +70,7 @@ def unlabelled_until(features: FeatureSet, *, since: int | None = None) -> int |
     Where events are clicks, who had to do with what is the label: vectors made of all events order the training period's candidates far better than
     any later ones, and a ranker learns to lean on that. So the events from before the first request that is learnt from or, where those are
     fewer, the older half of all (with `since`, of those from then on, for what is new is among them). Of requests in that half the labels are
-    still in the vectors; to train on newer ones alone is clean, and did worse (docs/training.md).
+    still in the vectors, more than with all events; to train on newer ones alone is clean, and did worse (docs/training.md).
 
     Where events say nothing of clicks, as ratings that stand in the log whatever they are, all are good: where the shares of clicked and of other
     rows whose user and item met in the training period differ by less than TELLING. Our choice.
@@ -77,11 +81,22 @@ def unlabelled_until(features: FeatureSet, *, since: int | None = None) -> int |
     if len(rows) == 0:
         return None
     first = int(times_E[rows].min())
-    rows = rows[:: -(-len(rows) // _ROWS)]
+    if len(rows) > _ROWS:  # by chance: every k-th row of lists of k is one place of each list
+        rows = np.random.default_rng(0).choice(rows, _ROWS, replace=False)
     users_E, items_E, clicks_E = (column(table, name)[rows] for name in ("user_id", "item_id", "click"))
     met_E = np.asarray(interaction_matrix(features, binary=True)[users_E - 1, items_E]).ravel()
     if len(np.unique(clicks_E)) < 2 or abs(met_E[clicks_E == 1].mean() - met_E[clicks_E == 0].mean()) < TELLING:
         return None
     times = features.history.flat(np.arange(1, features.users + 1), features.train_lengths[1:]).times
-    times = times if since is None else times[times >= since]
-    return max(first, int(np.median(times))) if len(times) else first
+    fresh = times if since is None else times[times >= since]
+    until = max(first, _older_half(fresh)) if len(fresh) else first
+    if not (times < until).any():
+        log.warning("no event is from before %s, when the clicks begin that are learnt from: start vectors and codes are drawn by chance", iso(until))
+    return until
+
+
+def _older_half(times: NDArray[np.int64]) -> int:
+    """The instant before which about half of `times` lie. Those of one instant stay together."""
+    middle = int(np.median(times))
+    below, upto = (times < middle).mean(), (times <= middle).mean()
+    return middle if 0.5 - below <= upto - 0.5 or upto == 1 else middle + 1

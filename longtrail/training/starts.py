@@ -22,19 +22,19 @@ from longtrail.training.interactions import before_held_out, interaction_matrix,
 def start(module: Any, features: FeatureSet, settings: Any, *, seed: int, since: int | None = None) -> None:
     """Codes, start vectors and what attention makes of them, as `settings` say, from the training period alone.
 
-    A ranker's are of events that tell neither the clicks it learns from, from `since` (UTC µs) on (`unlabelled_until`), nor those held out
-    (`before_held_out`). Not for a training that is resumed: its weights hold all of it.
+    A ranker's are of events that tell neither the clicks of the newer half of what it learns from, which is from `since` (UTC µs) on
+    (`unlabelled_until`), nor those held out (`before_held_out`). Not for a training that is resumed: its weights hold all of it.
     """
-    until = None
-    if isinstance(settings, RankerSettings):
+    items, until = getattr(settings, "items", None), None
+    ranks = isinstance(settings, RankerSettings)
+    if ranks and (settings.item_start == "cooccurrence" or isinstance(items, RecJPQItemsSettings)):
         features = before_held_out(features)
         until = unlabelled_until(features, since=since)
-    items = getattr(settings, "items", None)
     if isinstance(items, RecJPQItemsSettings):
         assigned = assign_codes(features, items, seed=seed, until=until)
         for slot in item_slots(module):
             slot.set_codes(torch.from_numpy(assigned.codes_NM), torch.from_numpy(assigned.levels_Mb))
-    if isinstance(settings, RankerSettings) and settings.item_start == "cooccurrence":
+    if ranks and settings.item_start == "cooccurrence":
         module.embedding.start_items(torch.from_numpy(cooccurrence_vectors(features, settings.width, seed=seed, until=until)))
     if isinstance(module, StartsAttention):
         items_n = met_items(features, seed=seed)
