@@ -140,6 +140,15 @@ def test_rows_follow_their_keys_where_ids_have_moved(name: str, features: Featur
             assert torch.equal(module.state_dict()[key], tensor), key
 
 
+def told_before(features: FeatureSet, new: np.ndarray) -> csr_matrix:
+    """Who met what before the middle of what happened since the first of the `new` items came."""
+    flat = features.history.flat(np.arange(1, features.users + 1), features.train_lengths[1:])
+    first = int(flat.times[np.isin(flat.items, new)].min())
+    until = unlabelled_until(features, since=first)
+    assert until is not None and until > first
+    return interaction_matrix(features, binary=True, until=until)
+
+
 def test_new_items_start_the_same_whatever_the_ids(features: FeatureSet) -> None:
     """Known items in the same order, new ones scattered among them or behind: the same vector for the same item."""
     now = Vocabulary.read(features.folder / "catalogue.parquet")
@@ -151,7 +160,7 @@ def test_new_items_start_the_same_whatever_the_ids(features: FeatureSet) -> None
         scattered, features, replace(previous, vocabulary=Vocabulary(items=now.items.take(pa.array(held)), categories=now.categories[:-1])), seed=0
     )
     order = np.concatenate([[0], held + 1, np.setdiff1d(np.arange(len(now.items)), held) + 1])
-    expected = neighbour_vectors(table, interaction_matrix(features, binary=True, until=unlabelled_until(features))[:, order])
+    expected = neighbour_vectors(table, told_before(features, order[len(held) + 1 :])[:, order])
     assert torch.equal(scattered.embedding.items.table.detach()[order], torch.cat([table, expected]))
 
 
@@ -247,7 +256,7 @@ def test_tables_grow_by_what_their_rows_are_of_whatever_they_are_called(features
     assert after["liked.table"].shape == (features.sizes.items + 1, 4)
     for name in ("liked.table", "kinds.table"):
         assert torch.equal(after[name][: len(before[name])], before[name])
-    matrix_UN = interaction_matrix(features, binary=True, until=unlabelled_until(features))
+    matrix_UN = told_before(features, np.arange(len(before["liked.table"]), features.sizes.items + 1))
     torch.testing.assert_close(after["liked.table"][len(before["liked.table"]) :], neighbour_vectors(before["liked.table"], matrix_UN))
     torch.testing.assert_close(after["kinds.table"][-1], before["kinds.table"][1:].mean(0))
     module.actions = nn.Parameter(torch.randn(6, 2))

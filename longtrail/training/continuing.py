@@ -45,8 +45,10 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
 
     A new item starts as what the people who touched it had touched before (`neighbour_vectors`), in RecJPQ with the codes that lie nearest to
     that; a new category as the mean of the known ones; a new action as it was built. A ranker's new items start from events that do not tell the
-    clicks it learns from, from `since` (UTC µs) on: see `unlabelled_until`. Raises ModelError naming what does not fit: items,
-    categories or actions that are no longer there, a weight of another shape, or other settings (but those in LEARNING).
+    newer half of the clicks it learns from, from `since` (UTC µs; None: when the first of them came) on: see `unlabelled_until`.
+
+    Raises ModelError naming what does not fit: items, categories or actions that are no longer there, a weight of another shape, or other settings
+    (but those in LEARNING).
     """
     card, before, after = previous.card, previous.module.state_dict(), module.state_dict()
     places_N, places_C = _places(previous, features)
@@ -58,9 +60,9 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
     parts = dict(module.named_modules())
     items, categories = _Rows(places_N, features.sizes.items + 1), _Rows(places_C, features.sizes.categories + 1)
     told, until = features, None
-    if card.stage == "ranking":
+    if card.stage == "ranking" and items.new:
         told = before_held_out(features)
-        until = unlabelled_until(told, since=since)
+        until = unlabelled_until(told, since=_first_event(told, items.order[items.known :]) if since is None else since)
     matrix_UN = items.columns(interaction_matrix(told, binary=True, until=until))
     grow = {
         "items": lambda rows: items.moved(rows, lambda known: torch.cat([known, neighbour_vectors(known, matrix_UN)])),
@@ -88,6 +90,13 @@ def continue_from(module: nn.Module, features: FeatureSet, previous: LoadedModel
             grown[name] = grow[axis](tensor)
     module.load_state_dict(grown)
     log.info("continues from %s: %d known and %d new items", card.name, items.known - 1, items.new)
+
+
+def _first_event(features: FeatureSet, items_n: Ints) -> int | None:
+    """When the first of these items was met, UTC µs; None where the training period has none of them."""
+    events = features.history.flat(np.arange(1, features.users + 1), features.train_lengths[1:])
+    met_E = np.isin(events.items, items_n)
+    return int(events.times[met_E].min()) if met_E.any() else None
 
 
 def _differences(before: Any, after: Any, may_change: frozenset[str] = LEARNING) -> str:
