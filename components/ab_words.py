@@ -85,10 +85,9 @@ def power_sentence(result: dict[str, Any]) -> str:
     power, margin = result["power"], result["margin"]
     if power["detectable"] is None:
         return "Log with a policy that sometimes shows what both candidates would show: this log cannot even say how long it would have to be."
-    said = (
-        f"A log like this finds a true difference of {100 * power['detectable']:.2g} points ({power['detectable_relative']:.1%} of A's rate) in "
-        f"{power['power']:.0%} of cases."
-    )
+    relative = power["detectable_relative"]
+    of_a = "" if relative is None else f" ({relative:.1%} of A's rate)"  # None: A's rate is estimated as 0
+    said = f"A log like this finds a true difference of {100 * power['detectable']:.2g} points{of_a} in {power['power']:.0%} of cases."
     if power["factor_for_margin"] is not None:
         users = count(power["users_for_margin"])
         said += (
