@@ -30,7 +30,7 @@ def _names_a_folder(name: str) -> str:
 def _all(value: Any) -> Any:
     if value is None or value == "all":
         return "all"
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer() or value < 1:
         raise ValueError(f"{value!r}; expected a whole number above 0, or all")  # of a union pydantic would say what each of its parts expects
     return int(value)
 

@@ -10,6 +10,7 @@ that they are, so that the figure is of users as everybody else's.
 import argparse
 import contextlib
 import json
+import os
 import resource
 import time
 import warnings
@@ -74,7 +75,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(chosen.threads)
     with TemporaryDirectory() as place:
-        atomic_file(chosen.folder, Path(place))
+        atomic_file(chosen.folder.absolute(), Path(place))
+        os.chdir(place)  # it leaves log_tensorboard where it runs
         settings = {
             "data_path": place, "checkpoint_dir": place, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "use_gpu": False, "seed": 0,
             "MAX_ITEM_LIST_LENGTH": LENGTH, "train_batch_size": BATCH, "learning_rate": 1e-3, "train_neg_sample_args": None, "show_progress": False,
