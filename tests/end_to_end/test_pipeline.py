@@ -211,7 +211,7 @@ def test_a_killed_run_goes_on_where_it_stood(said: str, project: Path) -> None:
     assert not weights.is_file()
     again = run(project, "dvc", "repro", "train@din")
     assert "Running stage 'train@din'" in again and "Running stage 'ingest'" not in again
-    assert "resuming after epoch 1" in again
+    assert "resuming after epoch" in again
     resumed = hash_path(weights)
     assert not any(checkpoints.rglob("*.safetensors"))  # kept no longer than they are needed
     unbroken = run(project, "dvc", "repro", "--force", "--single-item", "train@din")
