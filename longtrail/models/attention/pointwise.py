@@ -27,13 +27,20 @@ def pair_hidden(keys_BLD: Tensor, weights_BCHD: Tensor, bias_BCH: Tensor) -> Ten
     """[B, C, H, L]: sigmoid(k_l · w_ch + b_ch) for every pair. L·C·H·D multiply-adds in one matrix product a request."""
     (B, C, H, D), L = weights_BCHD.shape, keys_BLD.shape[1]
     flat = torch.baddbmm(bias_BCH.reshape(B, C * H, 1), weights_BCHD.reshape(B, C * H, D), keys_BLD.transpose(1, 2))
-    return flat.view(B, C, H, L).sigmoid_()
+    return flat.sigmoid_().view(B, C, H, L)  # in place before it is a view: after it autograd would copy the gradient, twice
 
 
 def pair_dense(hidden_BCHL: Tensor, weights_OH: Tensor) -> Tensor:
     """[B, C, O, L]: a dense layer on every pair's hidden units, without the transposed copy that torch.matmul would make."""
     B, C, H, L = hidden_BCHL.shape
     return torch.bmm(weights_OH.expand(B * C, -1, -1), hidden_BCHL.reshape(B * C, H, L)).view(B, C, len(weights_OH), L)
+
+
+def pair_hidden_again(hidden_BCHL: Tensor, weights_OH: Tensor, bias_O1: Tensor) -> Tensor:
+    """[B, C, O, L]: sigmoid of a dense layer with a bias, on every pair's hidden units."""
+    B, C, H, L = hidden_BCHL.shape
+    flat = torch.baddbmm(bias_O1.expand(B * C, -1, 1), weights_OH.expand(B * C, -1, -1), hidden_BCHL.reshape(B * C, H, L))
+    return flat.sigmoid_().view(B, C, len(weights_OH), L)
 
 
 def candidate_blocks(candidates: int, bytes_of_one: int, *, most: int | None = None) -> list[slice]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from longtrail.config import DINSettings
 from longtrail.models.attention.alike import start_alike
 from longtrail.models.attention.fused import PairLayer, attend
-from longtrail.models.attention.pointwise import Normaliser, blockwise, glorot, normalised, pair_dense, pair_hidden, pooled
+from longtrail.models.attention.pointwise import Normaliser, blockwise, glorot, normalised, pair_dense, pair_hidden, pair_hidden_again, pooled
 from longtrail.models.contracts import Candidates, Context, History, Sizes
 from longtrail.models.embedding import BehaviourEmbedding
 from longtrail.models.head import Head
@@ -54,7 +54,7 @@ class TargetAttention(nn.Module):
         def score(weights: Tensor, bias: Tensor) -> Tensor:
             hidden_BCHL = pair_hidden(keys_BLD, weights, bias)
             for middle, middle_bias in zip(self.middle, self.middle_bias, strict=True):
-                hidden_BCHL = pair_dense(hidden_BCHL, middle).add_(middle_bias).sigmoid_()
+                hidden_BCHL = pair_hidden_again(hidden_BCHL, middle, middle_bias)
             return pair_dense(hidden_BCHL, self.last.unsqueeze(0)).squeeze(2)
 
         scores_BCL = blockwise(score, weights_BCHD, bias_BCH, keys_BLD.shape[1])
