@@ -39,6 +39,7 @@ from longtrail.config import EvaluationSettings, Model, TrainingSettings
 from longtrail.evaluation import evaluate, predict_retrieval
 from longtrail.files import hash_path, write_json
 from longtrail.metrics import row_ndcg
+from longtrail.times import micros
 
 log = logging.getLogger("incremental")
 
@@ -159,7 +160,7 @@ def _compare(name: str, states: list[Path], training: TrainingSettings) -> list[
     minutes, epochs, learned = 0.0, 0, True
     for before, after in pairwise(log_states):
         if learned:  # else what came before is still to be learnt from, as components.train has it
-            since = round(datetime.fromisoformat(before.meta["split"]["valid_from"]).timestamp() * 1e6)
+            since = micros(datetime.fromisoformat(before.meta["split"]["valid_from"]))
         newest, more_minutes, more_epochs, learned = trained(after, since=since, previous=newest)
         minutes, epochs = minutes + more_minutes, epochs + more_epochs
     updates = len(log_states) - 1

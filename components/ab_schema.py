@@ -152,6 +152,7 @@ class Report(Part):
     sentence: str
     failed_checks: list[str]
     broken_guardrails: list[str]
+    unjudged_guardrails: list[str] = Field(description="of which the log has too few people, or none")
     estimator: str = Field(description="the one that decides")
     estimators: dict[str, Estimator]
     refused: dict[str, str] = Field(description="estimator → why this log cannot be judged with it")

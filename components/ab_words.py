@@ -71,8 +71,10 @@ def next_step(result: dict[str, Any]) -> str:
         return f"Read no winner from this page, however clear it looks. Mend the log first: {' '.join(dict.fromkeys(advice))}"
     if verdict == "lose":
         broken = result["broken_guardrails"]
-        if broken:
+        if broken and result["interval"]["low"] > 0:
             return f"Keep {a}. {b} is better on the whole, so it is worth finding out why it is worse for {' and '.join(broken)}."
+        if broken:
+            return f"Keep {a}. More of this log would not help {b} while it is worse for {' and '.join(broken)}: find out why."
         return f"Keep {a}. Look at the segments for where {b} is better, and whether its training metric is the one you care about."
     failed = [check["advice"] for check in result["checks"] if check["state"] == "fail" and check["advice"]]
     if failed:

@@ -10,6 +10,7 @@ import typer
 from components.command import run
 from longtrail.errors import EvaluationError
 from longtrail.files import atomic_directory, write_json
+from longtrail.times import micros
 
 if TYPE_CHECKING:
     from longtrail.offpolicy.online import Fallbacks, LiveLog
@@ -42,7 +43,7 @@ def live_test(
     """Say whether B's arm beats A's, from people who really saw them; safe to run every day while the test is on."""
     from components.live_report import html
 
-    live = read_log(log_file, a, b, None if start is None else int(start.timestamp() * 1e6))
+    live = read_log(log_file, a, b, None if start is None else micros(start))
     result = judge_live(live, a=a, b=b, share=share, margin=margin, confidence=confidence)
     with atomic_directory(report) as folder:
         write_json(folder / "report.json", result)

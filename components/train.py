@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from components.lineage import lineage_of
 from longtrail.config import Config, load_config
 from longtrail.errors import ConfigError, HistoryError, ModelError, NothingNewError
 from longtrail.files import atomic_directory, atomic_file, hash_path, read_json
-from longtrail.times import iso
+from longtrail.times import iso, micros
 
 log = logging.getLogger("train")
 
@@ -43,7 +43,7 @@ def train(
     config = load_config(params)
     if model not in config.models:
         raise ConfigError(f"--model {model}: {params} has no such model; expected one of {', '.join(config.models)}")
-    since_us = None if since is None else round(since.replace(tzinfo=since.tzinfo or UTC).timestamp() * 1e6)
+    since_us = None if since is None else micros(since)
     train_model(config, model, features=features, out=out or Path("build/models") / model, checkpoints=checkpoints, previous=previous, since=since_us)
 
 
@@ -156,7 +156,7 @@ def trained_until(model: Path) -> int:
         raise ModelError(f"{model / LINEAGE}: not JSON: {error}") from None
     until = lineage.get("trained_until") if isinstance(lineage, dict) else None
     try:
-        return round(datetime.fromisoformat(until).timestamp() * 1e6)  # type: ignore[arg-type]
+        return micros(datetime.fromisoformat(until))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise ModelError(f"{model / LINEAGE}: trained_until is {until!r}; expected a time (a temporal split has one), or --since") from None
 

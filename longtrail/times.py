@@ -9,3 +9,8 @@ def iso(micros: int) -> str:
         return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(micros))).isoformat()
     except OverflowError:
         return f"{micros} µs since 1970"
+
+
+def micros(moment: datetime) -> int:
+    """UTC µs since 1970; a moment without a zone is UTC, whatever zone the machine stands in."""
+    return round(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1e6)

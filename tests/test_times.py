@@ -1,6 +1,11 @@
-"""Times in messages."""
+"""Times in messages and of options."""
 
-from longtrail.times import iso
+import time
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from longtrail.times import iso, micros
 
 
 def test_times_are_dates_in_utc_exact_to_the_microsecond() -> None:
@@ -11,3 +16,15 @@ def test_times_are_dates_in_utc_exact_to_the_microsecond() -> None:
 
 def test_a_time_that_no_date_can_hold_is_told_with_its_unit() -> None:
     assert iso(2**62) == f"{2**62} µs since 1970"
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"])
+def test_a_time_without_a_zone_is_utc_wherever_the_machine_stands(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert micros(datetime(1998, 3, 7, 2, 21, 9)) == micros(datetime(1998, 3, 7, 2, 21, 9, tzinfo=UTC)) == 889_237_269_000_000
+        assert micros(datetime(1998, 3, 7, 4, 21, 9, 1, tzinfo=timezone(timedelta(hours=2)))) == 889_237_269_000_001
+    finally:
+        monkeypatch.undo()
+        time.tzset()

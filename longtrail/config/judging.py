@@ -66,6 +66,6 @@ class ABTestSettings(Settings):
     margin: Share = Field(0.01, description="a difference smaller than this share of A's rate does not matter: the margin of 'equivalent'")
     challengers: Positive = Field(1, description="how many challengers were tried on this log, this one included: intervals widen with it")
     looks: bool = Field(False, description="the verdict is read again and again as the log grows: it then needs the any-time interval")
-    guardrails: tuple[str, ...] = Field((), description="segments in which B may not be worse, such as 'user: new': a win with a broken one is none")
+    guardrails: tuple[str, ...] = Field((), description="segments in which B may not be worse, such as 'user: new': with a broken one A is kept")
     multiplicity: Literal["holm", "by", "bh"] = Field("holm", description="how p-values of segments are adjusted: see docs/ab_testing.md")
     seed: Seed = Field(0, description="of the bandit conversion, of cross-fitting and of the bootstrap")

@@ -17,7 +17,7 @@ from longtrail.offpolicy.evidence import Evidence, LogHealth, gather
 from longtrail.offpolicy.intervals import Comparison, Interval, Ratio, bootstraps, finite, influence
 from longtrail.offpolicy.multiplicity import Method, shared_confidence
 from longtrail.offpolicy.power import Power, power_analysis
-from longtrail.offpolicy.segments import SegmentResult, compare_segments
+from longtrail.offpolicy.segments import SegmentResult, compare_segments, guarded
 from longtrail.offpolicy.slates import EvaluatedPolicy, LoggedSlates
 from longtrail.offpolicy.sums import UserSums, user_groups
 from longtrail.offpolicy.timeline import over_time
@@ -78,6 +78,7 @@ class Experiment:
             "sentence": self.verdict.sentence,
             "failed_checks": list(self.verdict.failed),
             "broken_guardrails": list(self.verdict.broken),
+            "unjudged_guardrails": list(self.verdict.unjudged),
             "estimator": self.quoted,
             "estimators": {name: self._described(name) for name in self.bootstrap},
             "refused": evidence.refused,
@@ -157,7 +158,10 @@ def judge(evidence: Evidence, rules: Rules) -> Experiment:
     limits = {"min_effective_sample": rules.min_effective_sample, "max_weight_share": rules.max_weight_share}
     checks = [check for side, name in (("a", evidence.a), ("b", evidence.b)) for check in weight_checks(figures[side], policy=name, **limits)]
     checks = [difference_check(linear[quoted]), *checks, *log_checks(evidence, sums, estimator=quoted)]
-    segments = compare_segments(evidence.segments, quoted, confidence=confidence, method=rules.multiplicity)
+    wanted, absent = guarded(rules.guardrails, evidence.segments)
+    segments = compare_segments(evidence.segments, quoted, confidence=confidence, method=rules.multiplicity, always=wanted)
+    guards = [segment for segment in segments if (segment.kind, segment.label) in wanted]
+    absent += [f"{kind} {label}" for kind, label in wanted if (kind, label) not in {(guard.kind, guard.label) for guard in guards}]  # of one user
     rate_a = resampled[quoted].a.value
     margin = rules.margin * rate_a if np.isfinite(rate_a) and rate_a > 0 else 0.0
     power = power_analysis(
@@ -169,7 +173,6 @@ def judge(evidence: Evidence, rules: Rules) -> Experiment:
         confidence=confidence,
     )
     methods = [any_time, linear[quoted].difference] if rules.looks else [resampled[quoted].difference, linear[quoted].difference]
-    wanted = {tuple(part.strip() for part in name.split(":", 1)) for name in rules.guardrails}
     verdict = decide(
         methods,
         checks,
@@ -177,7 +180,8 @@ def judge(evidence: Evidence, rules: Rules) -> Experiment:
         b=evidence.b,
         confidence=confidence,
         margin=margin,
-        guardrails=[segment for segment in segments if (segment.kind, segment.label) in wanted],
+        guardrails=guards,
+        absent=absent,
         power=power,
     )
     return Experiment(

@@ -3,7 +3,7 @@
 N rows. Many parts are many questions: p-values are adjusted (`multiplicity.py`), so that one segment in twenty does not "win" by chance.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,15 +95,23 @@ def cuts(kind: str, values_N: NDArray[Any], *, hours: bool = False) -> Iterator[
 
 
 def compare_segments(
-    segments: Mapping[str, Mapping[str, UserSums]], estimator: str, *, confidence: float, method: Method = "holm"
+    segments: Mapping[str, Mapping[str, UserSums]],
+    estimator: str,
+    *,
+    confidence: float,
+    method: Method = "holm",
+    always: Collection[tuple[str, str]] = (),
 ) -> list[SegmentResult]:
-    """Every segment but those of time, the largest MAX_LABELS of a kind, with p-values adjusted over all that have enough data."""
+    """Every segment but those of time, the largest MAX_LABELS of a kind, with p-values adjusted over all that have enough data.
+
+    A kind of one label says nothing new and is left out. `always`: (kind, label) that are compared whatever their size.
+    """
     found: list[tuple[str, str, UserSums, Comparison, bool]] = []
     for kind, of_kind in segments.items():
-        if kind == TIME or len(of_kind) < 2:
+        if kind == TIME:
             continue
-        largest = sorted(of_kind, key=lambda label: -float(of_kind[label]["rows"].sum()))[:MAX_LABELS]
-        for label in (label for label in of_kind if label in largest):
+        largest = sorted(of_kind, key=lambda label: -float(of_kind[label]["rows"].sum()))[: MAX_LABELS if len(of_kind) > 1 else 0]
+        for label in (label for label in of_kind if label in largest or (kind, label) in always):
             sums = of_kind[label]
             if len(sums.users_U) < 2:
                 continue
@@ -121,6 +129,24 @@ def compare_segments(
         )
         for index, (kind, label, sums, comparison, enough) in enumerate(found)
     ]  # fmt: skip
+
+
+def guarded(names: Sequence[str], segments: Mapping[str, Mapping[str, Any]]) -> tuple[list[tuple[str, str]], list[str]]:
+    """(kind, label) of the guardrails named "kind: label" that the log has, and "kind label" of those it has not (no new user came, say).
+
+    Raises EvaluationError where the log is not cut by that kind at all: a misspelt guardrail would guard nothing.
+    """
+    present, absent = [], []
+    for name in names:
+        kind, _, label = (part.strip() for part in name.partition(":"))
+        if kind == TIME or kind not in segments:
+            known = ", ".join(sorted(repr(each) for each in segments if each != TIME)) or "none"
+            raise EvaluationError(f"ab_test.guardrails: {name!r}: this log has no segments of the kind {kind!r}; expected 'KIND: LABEL' of {known}")
+        if label in segments[kind]:
+            present.append((kind, label))
+        else:
+            absent.append(f"{kind} {label}")
+    return present, absent
 
 
 def rates(estimator: str) -> tuple[tuple[str, str], tuple[str, str]]:

@@ -26,12 +26,13 @@ OUTCOMES: tuple[Outcome, ...] = ("win", "lose", "equivalent", "not enough data",
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """`failed` names the checks that stand in the way of a decision, `broken` the guardrails, if any."""
+    """`failed`: the checks that stand in the way of a decision; `broken`: the guardrails that are; `unjudged`: those of which the log says nothing."""
 
     outcome: Outcome
     sentence: str
     failed: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
 
 
 def decide(
@@ -43,13 +44,15 @@ def decide(
     confidence: float,
     margin: float = 0.0,
     guardrails: Sequence[SegmentResult] = (),
+    absent: Sequence[str] = (),
     power: Power | None = None,
 ) -> Verdict:
     """Checks first, then intervals. `intervals` are of the difference B − A by several methods (first: the one that is quoted), `margin` is absolute.
 
     Win, lose and equivalent need *every* interval to agree: a decision that hangs on the method of the interval is none (our choice).
     Equivalent is both limits within the margin, the two one-sided tests at (1 − confidence) / 2 each (Schuirmann 1987). A guardrail is a segment in
-    which B may not be worse: where it surely is, a win becomes a loss.
+    which B may not be worse: where it surely is, A is kept, whatever the difference on the whole (our choice). One with too little data, or `absent`
+    from the log, stops no win, but the sentence says so.
     """
     names = {"a": a, "b": b, "": ""}
     for kind, outcome, start in (
@@ -66,28 +69,32 @@ def decide(
     if not all(np.isfinite([interval.low, interval.high]).all() for interval in intervals):
         return Verdict(outcome="not enough data", sentence=f"Not enough data: what {b} and {a} would show was hardly ever shown in this log.")
     quoted = intervals[0]
-    whole = envelope(intervals)
-    low, high = whole.low, whole.high
+    outer = envelope(intervals)
+    low, high = outer.low, outer.high
     span = f"{100 * confidence:.4g}% interval {_signed(low)} to {_signed(high)} points"
+    broken = tuple(f"{g.kind} {g.label}" for g in guardrails if g.finding == "worse")
+    unjudged = (*(f"{g.kind} {g.label}" for g in guardrails if g.finding == "too little data"), *absent)
+    if broken and high >= 0:
+        whole = f"better on the whole ({span}) but" if low > 0 else f"not surely better on the whole ({span}) and"
+        sentence = f"Keep {a}: {b} is {whole} worse for {' and '.join(broken)}, which was set as a guardrail."
+        return Verdict(outcome="lose", sentence=sentence, broken=broken, unjudged=unjudged)
     if low > 0:
-        broken = tuple(f"{g.kind} {g.label}" for g in guardrails if g.finding == "worse")
-        change = f"its click-through rate is {_points(quoted.value)} than {a}'s ({span})"
-        if broken:
-            sentence = f"Keep {a}: {b} is better on the whole ({span}) but worse for {' and '.join(broken)}, which was set as a guardrail."
-            return Verdict(outcome="lose", sentence=sentence, broken=broken)
         small = " That is less than the margin that was said to matter." if high < margin else ""
-        return Verdict(outcome="win", sentence=f"{b} beats {a}: {change}.{small}")
+        blind = f" Nothing can be said of the guardrail {' and '.join(unjudged)}: too few people." if unjudged else ""
+        sentence = f"{b} beats {a}: its click-through rate is {_points(quoted.value)} than {a}'s ({span}).{small}{blind}"
+        return Verdict(outcome="win", sentence=sentence, unjudged=unjudged)
     if high < 0:
-        return Verdict(outcome="lose", sentence=f"{b} loses to {a}: its click-through rate is {_points(quoted.value)} than {a}'s ({span}).")
+        sentence = f"{b} loses to {a}: its click-through rate is {_points(quoted.value)} than {a}'s ({span})."
+        return Verdict(outcome="lose", sentence=sentence, broken=broken, unjudged=unjudged)
     if low == high == 0:
         return Verdict(outcome="equivalent", sentence=f"{b} and {a} would do the same in every request of this log: there is nothing to decide.")
     if -margin < low and high < margin:
         sentence = f"{b} and {a} are equivalent: they differ by less than {100 * margin:.2g} points, the margin that was said to matter ({span})."
-        return Verdict(outcome="equivalent", sentence=sentence)
+        return Verdict(outcome="equivalent", sentence=sentence, unjudged=unjudged)
     more = _more(power, margin)
     unclear = f"the difference in click-through rate may be anything from {_signed(low)} to {_signed(high)} points"
     sentence = f"Not enough data to tell {b} from {a}: {unclear} ({100 * confidence:.4g}% interval).{more}"
-    return Verdict(outcome="not enough data", sentence=sentence)
+    return Verdict(outcome="not enough data", sentence=sentence, unjudged=unjudged)
 
 
 def envelope(intervals: Sequence[Interval]) -> Interval:

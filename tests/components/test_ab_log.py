@@ -1,13 +1,16 @@
 """`components.ab_test --log`: any log in the impressions schema, without the rest of the pipeline; and the live test's command."""
 
 import json
+import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -141,3 +144,14 @@ def test_a_live_test_that_loses_users_is_not_trusted(tmp_path: Path) -> None:
     assert result["verdict"] == "do not trust" and result["failed_checks"] == ["sample ratio"]
     with pytest.raises(EvaluationError, match="no rows of arm 'other'"):
         live_test(log_file=tmp_path / "log.parquet", a="old", b="other", report=tmp_path / "live")
+
+
+def test_a_live_test_starts_at_the_given_hour_of_utc(tmp_path: Path) -> None:
+    """As the command is called, on a machine far from Greenwich."""
+    log = live_log(tmp_path / "log.parquet", 0.1)
+    moments = pc.cast(pq.read_table(log)["timestamp"], pa.int64()).to_numpy()
+    since = START + 12 * DAY
+    hour = datetime.fromtimestamp(since / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    command = [sys.executable, "-m", "components.live_test", "--log", log, "--a", "old", "--b", "new", "--start", hour, "--report", tmp_path / "live"]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "TZ": "America/New_York"}, check=True, capture_output=True)
+    assert read_json(tmp_path / "live" / "report.json")["impressions"] == int((moments >= since).sum())

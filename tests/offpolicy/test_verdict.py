@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from longtrail.errors import EvaluationError
 from longtrail.offpolicy.checks import Check, weight_checks
 from longtrail.offpolicy.diagnostics import diagnose
 from longtrail.offpolicy.experiment import Rules, run_experiment
@@ -84,16 +85,48 @@ def test_checks_come_before_intervals_and_trust_before_amount():
     assert decide(checks=harmless, **clear).outcome == "win"
 
 
-def test_a_broken_guardrail_is_no_win():
-    def segment(low, high, adjusted):
-        comparison = Comparison(a=interval(0, 1), b=interval(0, 1), difference=interval(low, high), relative=interval(0, 1))
-        return SegmentResult(kind="user", label="new", rows=100, users=50, comparison=comparison, adjusted=adjusted, enough=True)
+def segment(low, high, adjusted, *, enough=True):
+    comparison = Comparison(a=interval(0, 1), b=interval(0, 1), difference=interval(low, high), relative=interval(0, 1))
+    return SegmentResult(kind="user", label="new", rows=100, users=50, comparison=comparison, adjusted=adjusted, enough=enough)
 
-    clear = {"intervals": [interval(0.01, 0.02)], "checks": [], "a": "A", "b": "B", "confidence": 0.95}
-    broken = decide(guardrails=[segment(-0.03, -0.01, 0.01)], **clear)
-    assert broken.outcome == "lose" and broken.broken == ("user new",) and "worse for user new" in broken.sentence
-    for harmless in (segment(-0.03, 0.01, 0.4), segment(-0.03, -0.01, 0.06), segment(0.01, 0.03, 0.01)):
-        assert decide(guardrails=[harmless], **clear).outcome == "win"
+
+def test_a_broken_guardrail_keeps_a_whatever_the_whole_says():
+    rules = {"checks": [], "a": "A", "b": "B", "confidence": 0.95, "margin": 0.004}
+    bad = segment(-0.03, -0.01, 0.01)
+    wholes = {"win": (0.01, 0.02), "equivalent": (-0.001, 0.001), "not enough data": (-0.05, 0.05), "lose": (-0.03, -0.01)}
+    for alone, span in wholes.items():
+        broken = decide([interval(*span)], guardrails=[bad], **rules)
+        assert broken.outcome == "lose" and broken.broken == ("user new",), alone
+        assert ("worse for user new" in broken.sentence) == (alone != "lose") and ("but worse" in broken.sentence) == (alone == "win")
+        for harmless in (segment(-0.03, 0.01, 0.4), segment(-0.03, -0.01, 0.06), segment(0.01, 0.03, 0.01)):
+            held = decide([interval(*span)], guardrails=[harmless], **rules)
+            assert held.outcome == alone and held == decide([interval(*span)], **rules)
+
+
+def test_a_guardrail_of_which_nothing_is_known_is_said():
+    rules = {"checks": [], "a": "A", "b": "B", "confidence": 0.95}
+    for unknown in ({"guardrails": [segment(-0.03, -0.01, 0.01, enough=False)]}, {"absent": ["user new"]}):
+        verdict = decide([interval(0.01, 0.02)], **unknown, **rules)
+        assert verdict.outcome == "win" and verdict.unjudged == ("user new",) and "guardrail user new: too few people" in verdict.sentence
+
+
+def test_guardrails_are_found_in_the_log():
+    """One whose kind the log does not have is an error, a label that nobody has is said, a rare label is judged beside 24 larger ones."""
+    draw = OneItemWorld(gap=3.0).draw(6_000, 600, 0)
+    rare = np.where(np.arange(6_000) % 60 == 0, 99, np.arange(6_000) % 30)
+    context = {"shop": rare, "history_length": np.full(6_000, 5)}
+
+    def judged(*guardrails):
+        return run_experiment(draw.slates, draw.a, draw.b, rules=Rules(replicates=100, guardrails=guardrails), context=context)
+
+    with pytest.raises(EvaluationError, match=r"guardrails: 'usr: new': this log has no segments of the kind 'usr'; expected .* 'shop', 'user'"):
+        judged("usr: new")
+    with pytest.raises(EvaluationError, match="no segments of the kind 'day'"):
+        judged("day: 2026-01-01")
+    plain, guarded = judged(), judged("shop: 99", "user: known", "user: new")
+    assert {("shop", "99"), ("user", "known")} & {(s.kind, s.label) for s in plain.segments} == set()
+    assert {("shop", "99"), ("user", "known")} <= {(s.kind, s.label) for s in guarded.segments}
+    assert guarded.verdict.unjudged == ("user new",) and guarded.json()["unjudged_guardrails"] == ["user new"]
 
 
 def test_a_failed_check_overrules_a_clear_interval():
