@@ -26,7 +26,7 @@ OUTCOMES: tuple[Outcome, ...] = ("win", "lose", "equivalent", "not enough data",
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """`failed`: the checks that stand in the way of a decision; `broken`: the guardrails that are; `unjudged`: those of which the log says nothing."""
+    """`failed`: the checks that stand in the way of a decision; `broken`: the guardrails that are; `unjudged`: those the log says nothing of."""
 
     outcome: Outcome
     sentence: str
