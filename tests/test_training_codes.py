@@ -65,6 +65,15 @@ def test_equal_values_share_a_code_unless_noise_spreads_them() -> None:
     assert not np.array_equal(spread, assign(values_N1, 1, 256, seed=1).codes_NM[1:, 0])  # another seed, another order of the equal
 
 
+@pytest.mark.parametrize("tied_at", [0.5, 1.0])
+def test_the_noise_tells_equal_values_apart_far_from_zero_too(tied_at: float) -> None:
+    """At .5 single precision has steps of 6e-8: 60,000 items within noise of 1e-5 would share values again."""
+    random = np.random.default_rng(0)
+    values_N1 = np.where(random.random(100_000) < 0.6, tied_at, random.random(100_000))[:, None]
+    assert np.ptp(np.bincount(assign(values_N1, 1, 256, seed=0).codes_NM[1:, 0], minlength=256)) <= 1
+    assert NOISE == 1e-5  # the paper's; less would still spread these, more would move items that differ
+
+
 def test_levels_are_the_mean_values_of_the_codes_in_order() -> None:
     values_NK = np.random.default_rng(0).normal(size=(500, 2)) * [1, 1e-3] + [5, 0]
     found = assign(values_NK, 3, 8, seed=0)

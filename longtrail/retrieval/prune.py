@@ -1,7 +1,8 @@
 """RecJPQPrune (Petrov et al., SIGIR 2025), exact: lists of the best sub-ids first, until no item outside them can enter the top k.
 
-The paper's: the lists, the bound, the stop. Ours: each list carries its items' codes, so that it is read in order, 512 items at a time, and not item
-by item (M (M + 4) bytes an item, so 96 with 8 splits); the order "steepest"; the change to the exhaustive scan when lists would cost more.
+The paper's: the lists, the bound, the stop where no other item can do better; here items that could only draw level are looked at, too, and the
+smaller id wins, as everywhere. Ours: that; each list carries its items' codes, so that it is read in order, 512 items at a time, and not item by item
+(M (M + 4) bytes an item, so 96 with 8 splits); the order "steepest"; the change to the exhaustive scan when lists would cost more.
 U users, K results, M splits, T = 256 M, R lists that a plan holds.
 """
 

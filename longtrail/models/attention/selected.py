@@ -2,9 +2,11 @@
 
 B requests, L history, C candidates, D width, H heads, K top-k.
 
-The search gives indices, through which no gradient flows. The K behaviours of a candidate are embedded anew from their ids, so that a step of
-training touches B·C·K rows of the tables rather than B·L. The search goes over blocks of candidates, and so does the second stage where no
-gradient is asked for: neither [B, C, L] nor [B, C, K, D] of many candidates takes more than CHUNK_BYTES.
+The second stage is multi-head attention as in ETA and TWIN, scaled by 1/√d and with projections W_v and W_o; SIM's paper adds up the behaviours
+themselves, heads side by side (one form for the family: our choice). The search gives indices, through which no gradient flows. The K behaviours of
+a candidate are embedded anew from their ids, so that a step of training touches B·C·K rows of the tables rather than B·L. The search goes over blocks
+of candidates, and so does the second stage where no gradient is asked for: neither [B, C, L] nor [B, C, K, D] of many candidates takes more than
+CHUNK_BYTES.
 """
 
 from collections.abc import Callable

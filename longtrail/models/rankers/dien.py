@@ -6,10 +6,11 @@ B requests, L history, C candidates, D width.
     r, z = sigmoid([s_t ; h_{t-1}] W + b)      c = tanh([s_t ; r * h_{t-1}] Wc + bc)      h_t = (1 - a_t z) * h_{t-1} + a_t z * c
     logit = head([q ; h_n ; Σ k ; q * Σ k ; statistics])
 
-The paper's: the two recurrences and the gate that attention closes (AUGRU); a = 0 on padding leaves h as it is, so no other mask is needed. The code
-of SAM's authors: attention by the MLP 80-40-1 with a softmax (the paper's own is bilinear), and what goes into the head. Left out: the auxiliary loss
-that asks the GRU for the next behaviour. Ours: the GRU runs once a request and the AUGRU's products with s_t are shared by all candidates; only h U
-is per candidate. Still O(C · L · D²) in L steps one after another: that is the model.
+The paper's: the two recurrences and the gate that attention closes (AUGRU); a = 0 on padding leaves h as it is, so no other mask is needed. TF1's
+cell, as in the released code: r before the product in the AUGRU (the paper, and torch's GRU for the interests: after it). The code of SAM's authors:
+attention by the MLP 80-40-1 with a softmax (the paper's own is bilinear), and what goes into the head. Left out: the auxiliary loss that asks the GRU
+for the next behaviour. Ours: 1 / sqrt(D); the GRU runs once a request and the AUGRU's products with s_t are shared by all candidates; only h U is per
+candidate. Still O(C · L · D²) in L steps one after another: that is the model.
 """
 
 import torch
