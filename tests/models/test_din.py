@@ -13,6 +13,7 @@ from longtrail.models.rankers.din import DIN, TargetAttention
 from longtrail.models.rankers.sam import SAM
 from tests.contracts.batches import SIZES, draws, make_candidates, make_context, make_history, make_request
 from tests.contracts.largest import Largest
+from tests.contracts.weights import with_drawn_weights
 from tests.models.test_sam import CLOSE, SHAPES, random_inputs
 
 
@@ -39,7 +40,7 @@ def slow_weights(attention: TargetAttention, k: Tensor, q: Tensor) -> Tensor:
 @pytest.mark.parametrize("hidden", [(6,), (5, 4), (7, 3, 2)])
 @pytest.mark.parametrize("kind", ["linear", "sigmoid", "softmax"])
 def test_weights_equal_the_slow_twin(kind: str, hidden: tuple[int, ...], shape: tuple[int, int, int]) -> None:
-    model = make_din(attention_weights=kind, attention_hidden=hidden)
+    model = with_drawn_weights(make_din(attention_weights=kind, attention_hidden=hidden))
     for seed in range(2):
         keys_BLD, mask_BL, lengths_B, query_BCD = random_inputs(model, shape, seed)  # type: ignore[arg-type]
         with torch.no_grad():

@@ -86,6 +86,15 @@ def test_attention_opens_and_closes_the_gate() -> None:
     assert not torch.allclose(h_BCD[0, 1], h_BCD[0, 2])
 
 
+def slow_sdim(model: SDIM, keys: Tensor, q: Tensor) -> Tensor:
+    """u of one candidate, hash by hash."""
+    planes, units = model.planes.view(-1, model.settings.hashes, model.settings.bits), []
+    for m in range(model.settings.hashes):
+        same = [k for k in keys if torch.equal(k @ planes[:, m] >= 0, q @ planes[:, m] >= 0)]
+        units.append(functional.normalize(sum(same, torch.zeros_like(q)), dim=0, eps=1e-6))
+    return torch.stack(units).mean(0)
+
+
 @pytest.mark.parametrize(("hashes", "bits"), [(1, 1), (4, 2), (3, 5)])
 def test_sdim_is_a_loop_over_what_collides(hashes: int, bits: int) -> None:
     torch.manual_seed(4)
@@ -94,14 +103,9 @@ def test_sdim_is_a_loop_over_what_collides(hashes: int, bits: int) -> None:
     with torch.no_grad():
         keys_BLD, query_BCD = model.embedding.keys(history, mask_BL), model.embedding.queries(candidates)
         read_BCD = model.read(keys_BLD, mask_BL, query_BCD)
-        planes = model.planes.view(-1, hashes, bits)
         for b, n in enumerate(history.lengths_B.tolist()):
             for c in range(int(candidates.lengths_B[b])):
-                units = []
-                for m in range(hashes):
-                    same = [k for k in keys_BLD[b, :n] if torch.equal(k @ planes[:, m] >= 0, query_BCD[b, c] @ planes[:, m] >= 0)]
-                    units.append(functional.normalize(sum(same, torch.zeros_like(query_BCD[b, c])), dim=0, eps=1e-6))
-                torch.testing.assert_close(read_BCD[b, c], torch.stack(units).mean(0), **CLOSE)
+                torch.testing.assert_close(read_BCD[b, c], slow_sdim(model, keys_BLD[b, :n], query_BCD[b, c]), **CLOSE)
 
 
 def test_sdims_collisions_are_the_angles() -> None:

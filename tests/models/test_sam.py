@@ -13,6 +13,7 @@ from longtrail.models.masks import padding_mask
 from longtrail.models.rankers.sam import SAM, AttentionPass, MemoryCell
 from tests.contracts.batches import SIZES, draws, make_candidates, make_history, make_request
 from tests.contracts.largest import Largest
+from tests.contracts.weights import with_drawn_weights
 
 CLOSE = {"rtol": 0.0, "atol": 1e-10}
 SHAPES = [(1, 1, 1), (1, 7, 3), (3, 1, 2), (2, 12, 1), (4, 9, 5)]
@@ -123,7 +124,7 @@ def slow_read(model: SAM, keys_BLD: Tensor, lengths_B: Tensor, query_BCD: Tensor
     ids=lambda c: "-".join(f"{k}={v}" for k, v in c.items()) or "paper",
 )
 def test_read_equals_the_slow_twin(changes: dict[str, Any], shape: tuple[int, int, int]) -> None:
-    model = make_sam(**changes)
+    model = with_drawn_weights(make_sam(**changes))
     for seed in range(2):
         keys_BLD, mask_BL, lengths_B, query_BCD = random_inputs(model, shape, seed)
         with torch.no_grad():

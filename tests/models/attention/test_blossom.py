@@ -173,6 +173,16 @@ def test_gates_start_half_open() -> None:
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_places_within_a_window_start_at_zero(kv_heads: int, selector: Any) -> None:
+    """P. With a frozen selector they stay so: its choice is by the keys alone."""
+    layer = BlossomAttention(BlossomSettings(selector=selector, kv_heads=kv_heads), 16, 2)
+    assert layer.block_keys.places.shape == (kv_heads, 32, 8)
+    assert not layer.block_keys.places.any()
+    assert layer.block_keys.places.requires_grad == (selector != "frozen")
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
 def test_only_a_frozen_selector_is_without_a_gradient(selector: str) -> None:
     layer = make_layer(selector, **SMALL)
     layer(torch.randn(2, 30, 16, dtype=torch.float64), torch.tensor([30, 30])).square().sum().backward()
