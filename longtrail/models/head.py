@@ -1,9 +1,9 @@
 """From what a ranker has read to a logit. B requests, C candidates, X features, F item and G user statistics.
 
 Not published for SAM; the choice is that of the baseline code its authors name (MIMN): BatchNorm → 200 → PReLU → 80 → PReLU → 1 over
-[query ; what was read ; statistics]. SAM's own BatchNorm over its output (eps 1e-3) and the head's are one layer here: two in a row are one.
-Ours: it renormalises, so that training sees what serving sees. Its statistics are taken over the real candidates of a whole batch of requests, on all
-processes that train together, never over padding, and it must be in eval mode when serving.
+[query ; what was read ; newest actions ; statistics]. SAM's own BatchNorm over its output (eps 1e-3) and the head's are one layer here: two in a row
+are one. Ours: it renormalises, so that training sees what serving sees. Its statistics are taken over the real candidates of a whole batch of
+requests, on all processes that train together, never over padding, and it must be in eval mode when serving.
 """
 
 from collections.abc import Sequence

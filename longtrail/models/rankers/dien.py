@@ -4,7 +4,7 @@ B requests, L history, C candidates, D width.
 
     s_t = GRU(k_t, s_{t-1})       a_t = softmax_t(MLP([q ; s_t ; q - s_t ; q * s_t]) / sqrt(D))
     r, z = sigmoid([s_t ; h_{t-1}] W + b)      c = tanh([s_t ; r * h_{t-1}] Wc + bc)      h_t = (1 - a_t z) * h_{t-1} + a_t z * c
-    logit = head([q ; h_n ; Σ k ; q * Σ k ; statistics])
+    logit = head([q ; h_n ; Σ k ; q * Σ k ; newest actions ; statistics])
 
 The paper's: the two recurrences and the gate that attention closes (AUGRU); a = 0 on padding leaves h as it is, so no other mask is needed. TF1's
 cell, as in the released code: r before the product in the AUGRU (the paper, and torch's GRU for the interests: after it). The code of SAM's authors:

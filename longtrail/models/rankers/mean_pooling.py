@@ -1,6 +1,6 @@
 """Mean pooling: what YouTube's DNN (Covington et al., RecSys 2016) makes of a history. B requests, L history, C candidates, D width.
 
-    u = mean_j k_j, the same for every candidate      logit = head([q ; u ; q * u ; statistics])
+    u = mean_j k_j, the same for every candidate      logit = head([q ; u ; q * u ; newest actions ; statistics])
 
 Ours: q * u, without which candidates and history only meet inside the head; the action, the statistics and the head of the other rankers.
 """
