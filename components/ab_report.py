@@ -217,7 +217,7 @@ def _segments_note(result: dict[str, Any]) -> str:
     method = {"holm": "Holm", "by": "Benjamini-Yekutieli", "bh": "Benjamini-Hochberg"}[result["multiplicity"]]
     guarded = f" Guardrails: {', '.join(result['guardrails'])}." if result["guardrails"] else " No guardrails were set (ab_test.guardrails)."
     if result["unjudged_guardrails"]:
-        guarded += f" Too few people to judge, so nothing is guarded: {', '.join(result['unjudged_guardrails'])}."
+        guarded += f" Too few people to judge of them: {', '.join(result['unjudged_guardrails'])}."
     return (
         f"Green or red only where the difference holds after adjusting for all {len(result['segments'])} segments ({method}): of twenty segments one "
         f"always looks special. Grey: too few people to say. Segments overlap; by category, rates are per impression of such items.{guarded}"

@@ -142,6 +142,7 @@ def run_experiment(
 
 def judge(evidence: Evidence, rules: Rules) -> Experiment:
     """The whole judgement from sums alone. Every estimator shares the same resamples, A and B the same log."""
+    wanted, absent = guarded(rules.guardrails, evidence.segments)
     finished, confidence = finish(evidence.sums), shared_confidence(rules.confidence, rules.challengers)
     sums, raw = finished.sums, evidence.sums
     pairs = _pairs(sums)
@@ -158,10 +159,10 @@ def judge(evidence: Evidence, rules: Rules) -> Experiment:
     limits = {"min_effective_sample": rules.min_effective_sample, "max_weight_share": rules.max_weight_share}
     checks = [check for side, name in (("a", evidence.a), ("b", evidence.b)) for check in weight_checks(figures[side], policy=name, **limits)]
     checks = [difference_check(linear[quoted]), *checks, *log_checks(evidence, sums, estimator=quoted)]
-    wanted, absent = guarded(rules.guardrails, evidence.segments)
     segments = compare_segments(evidence.segments, quoted, confidence=confidence, method=rules.multiplicity, always=wanted)
     guards = [segment for segment in segments if (segment.kind, segment.label) in wanted]
-    absent += [f"{kind} {label}" for kind, label in wanted if (kind, label) not in {(guard.kind, guard.label) for guard in guards}]  # of one user
+    compared = {(guard.kind, guard.label) for guard in guards}
+    absent += [f"{kind} {label}" for kind, label in wanted if (kind, label) not in compared]  # a single user's
     rate_a = resampled[quoted].a.value
     margin = rules.margin * rate_a if np.isfinite(rate_a) and rate_a > 0 else 0.0
     power = power_analysis(
