@@ -42,6 +42,7 @@ class Board(Settings):
     baseline: str  # a model that has not beaten this one has learnt nothing
     training: TrainingSettings = TrainingSettings(threads=1)
     models: dict[ModelName, Model]
+    pieces: dict[str, Positive] = Field(default_factory=dict)  # model → pieces of a step, where a whole batch needs more memory than there is
     published: dict[str, dict[str, float]] = Field(default_factory=dict)  # model → metric → the figure of its paper
 
     @property
@@ -95,7 +96,7 @@ def _load(path: Path) -> Board:
         board = Board.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{path}: {line}" for line in explain(error, Board))) from None
-    for name in (board.baseline, *board.published):
+    for name in (board.baseline, *board.published, *board.pieces):
         if name not in board.models:
             raise ConfigError(f"{path}: {name!r} is not one of its models: {', '.join(board.models)}")
     return board

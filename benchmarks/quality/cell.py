@@ -34,11 +34,12 @@ def cell(
     torch.set_num_threads(chosen.training.threads)
     folder = prepare(board, chosen, data=data, work=work)
     features, settings = FeatureSet.open(folder), chosen.models[model]
+    training = chosen.training.model_copy(update={"seed": seed, "accumulate": chosen.pieces.get(model, 1)})
     since = _since(features, chosen) if settings.stage == "ranking" else None
     memory = _peak_memory_bytes()
     before, began = time.process_time(), time.perf_counter()
     trained = train(
-        features, settings, f"{board}-{model}-{seed}", chosen.training.model_copy(update={"seed": seed}),
+        features, settings, f"{board}-{model}-{seed}", training,
         data=hash_path(folder / "features.json"), checkpoints=work / "checkpoints", since=since,
     )  # fmt: skip
     cpu_seconds, seconds, trained_memory = time.process_time() - before, time.perf_counter() - began, _peak_memory_bytes()
@@ -48,6 +49,7 @@ def cell(
         "protocol": chosen.protocol,
         "features": features_digest(folder),
         "settings": settings.model_dump(mode="json"),
+        "pieces": training.accumulate,
         "metrics": judge(LoadedModel(module=trained.module, card=card), features, chosen),
         "valid": {trained.metric: trained.value},
         "epochs": trained.epochs,

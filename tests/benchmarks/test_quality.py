@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.quality import board as boards_module
 from benchmarks.quality.board import Board, cells, load_boards
 from benchmarks.quality.picture import curves_by_length, save_picture
 from benchmarks.quality.prepare import features_digest
@@ -24,6 +25,17 @@ def test_every_board_is_understood_and_every_model_has_a_seed_before_any_has_two
     assert [cell.seed for cell in order] == sorted(cell.seed for cell in order)
     with pytest.raises(ConfigError, match="no such board"):
         load_boards(["none"])
+
+
+def test_pieces_of_a_step_leave_cells_as_they_are_and_name_models_of_the_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, board: Board) -> None:
+    text = (boards_module.BOARDS / "beauty-next-item.yaml").read_text(encoding="utf-8")
+    monkeypatch.setattr(boards_module, "BOARDS", tmp_path)
+    (tmp_path / "beauty-next-item.yaml").write_text(text + "\npieces: {sasrec: 4}\n", encoding="utf-8")
+    cut = load_boards()["beauty-next-item"]
+    assert cut.pieces == {"sasrec": 4} and cut.is_current(a_cell(board, "sasrec", 0, 0.1))
+    (tmp_path / "beauty-next-item.yaml").write_text(text + "\npieces: {sasrek: 4}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="'sasrek' is not one of its models"):
+        load_boards()
 
 
 def test_the_expectation_is_the_mean_of_draws() -> None:
