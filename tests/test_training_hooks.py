@@ -1,7 +1,9 @@
 """Rankers in training: how they are, logits of parts that their own do not train, and that the baselines learn at all."""
 
 import math
+import re
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from longtrail.models.rankers.sam import SAM
 from longtrail.models.registry import build_model
 from longtrail.training import train
 from longtrail.training.learners import RankerLearner
+from longtrail.training.loop import Lines
 from longtrail.training.memory import freed_memory_is_kept
 from tests.toy import toy_features, toy_tables
 
@@ -149,3 +152,20 @@ def test_a_step_asks_for_no_number(settings: Any, features: FeatureSet) -> None:
             learner.training_step(batch, 0).backward()
         assert (batch.exposures, batch.clicks) == (int(batch.exposed.sum()), int((batch.clicks_BC[batch.exposed] > 0).sum()))
         assert 0 < batch.clicks < batch.exposures < int(batch.candidates.lengths_B.sum())
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_long_epoch_says_how_far_it_is(
+    pieces: int, features: FeatureSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line for every step and every judged batch here; by default one a minute, and none of an epoch that is shorter."""
+    settings, training = DINSettings(**SMALL | {"batch_size": 16}), CPU.model_copy(update={"accumulate": pieces})
+    with caplog.at_level("INFO", "longtrail.training"):
+        train(features, settings, "din", training, data="d")
+        assert "to go" not in caplog.text
+        monkeypatch.setattr("longtrail.training.loop.Lines", partial(Lines, seconds=0.0))
+        train(features, settings, "din", training, data="d")
+    for what, split in (("steps", "train"), ("batches judged", "valid")):
+        total = len(RankingBatches(features, split, max_history=20, batch_size=16))
+        told = re.findall(rf"epoch 1: (\d+) of (\d+) {what}, \d+ s, about \d+ s to go", caplog.text)
+        assert total > 1 and sorted({(int(done), int(of)) for done, of in told}) == [(done, total) for done in range(1, total + 1)]

@@ -160,6 +160,34 @@ class Bar(Callback):
         self.bar.close()  # where there was no validation
 
 
+class Lines(Callback):
+    """Where there is no terminal: a line a minute of an epoch, so that one of hours can be told from one that hangs."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self.seconds = seconds
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._began = self._told = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *rest: Any) -> None:
+        pieces = trainer.accumulate_grad_batches
+        self._tell(trainer, pl_module, "steps", (rest[-1] + 1) // pieces, int(trainer.num_training_batches) // pieces)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._began = self._told = time.perf_counter()
+
+    def on_validation_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *rest: Any) -> None:
+        self._tell(trainer, pl_module, "batches judged", rest[2] + 1, int(sum(trainer.num_val_batches)))
+
+    def _tell(self, trainer: lightning.Trainer, learner: lightning.LightningModule, what: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if now - self._told < self.seconds or not done or not trainer.is_global_zero:
+            return
+        self._told, taken = now, now - self._began
+        assert isinstance(learner, Learner)
+        log.info("epoch %d: %d of %d %s, %.0f s, about %.0f s to go", learner.epoch, done, total, what, taken, taken / done * (total - done))
+
+
 def _judged(learner: Learner) -> Row:
     return {f"valid_{name}": value for name, value in learner.metrics.items()}
 
@@ -224,7 +252,7 @@ def make_trainer(
         reload_dataloaders_every_n_epochs=int(first_is_shorter),
         # Some GPU kernels have no deterministic form; a warning is then better than no model.
         deterministic=True if accelerator == "cpu" else "warn",
-        callbacks=list(callbacks) + ([Bar()] if sys.stderr.isatty() else []),
+        callbacks=[*callbacks, Bar() if sys.stderr.isatty() else Lines()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
