@@ -1,6 +1,6 @@
 """Does training teach SAM's memory to follow a pointer? Two hops, with and without feedback, beside a DIN with as many parameters.
 
-    python -m benchmarks.two_hop                       # the table of docs/models/sam.md: a quarter of an hour on one core
+    python -m benchmarks.two_hop                       # the table of docs/experiments/sam-two-hop.md: a quarter of an hour on one core
     python -m benchmarks.two_hop --only "din" --steps 500
 
 B requests, L history, D width, P passes. Each history is L items [own code ; code of the item it points to ; its bit], codes of ±1, new in every

@@ -144,13 +144,65 @@ def test_linear_relation_equals_explicit() -> None:
 
 
 def test_relation_dropout_is_by_request_and_only_in_training() -> None:
-    model = make_ifa(relation="softmax", relation_dropout=0.5)
+    """The share that is set is the share of requests without the relation, not of those with it."""
+    model = make_ifa(relation="softmax", relation_dropout=0.2)
     x_BCD = torch.ones(4000, 2, 1)
     assert torch.equal(model._kept(x_BCD), x_BCD)
     model.train()
     kept = model._kept(x_BCD)
     assert torch.equal(kept[:, 0], kept[:, 1])
-    assert 0.45 < kept.mean().item() < 0.55
+    assert kept.unique().tolist() == [0.0, 1.0]
+    assert 0.77 < kept.mean().item() < 0.83
+
+
+@torch.no_grad()
+def test_dropout_is_of_the_feed_forward_net_too() -> None:
+    """In training X is another each time, and so it is not without dropout, nor in eval mode."""
+    for dropout, training, same in ((0.5, True, False), (0.5, False, True), (0.0, True, True)):
+        model, (history, candidates, _) = make_ifa(dropout=dropout).train(training), make_request()
+        (_, one_BCD), (_, other_BCD) = (model.read(history, model.embedding.queries(candidates)) for _ in range(2))
+        assert torch.equal(one_BCD, other_BCD) == same
+
+
+@torch.no_grad()
+def test_features_start_as_clusters_of_what_it_is_told_of() -> None:
+    """Of vectors item ‖ category, without an action, as many of each as it was named; maps without clusters are left as they are."""
+    items, categories = torch.tensor([1, 2, 2, 7, 30, 40, 40, 40]), torch.tensor([1, 0, 0, 6, 2, 2, 2, 2])
+    for feature_map, clusters in (("clusters", True), ("elu1", False), ("softmax", False)):
+        model = make_ifa(feature_map=feature_map)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        model.start_attention(items, categories)
+        after = model.state_dict()
+        changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        assert changed == ({f"attention.{name}" for name in ("keys", "queries", "key_bias", "query_bias")} if clusters else set())
+        if clusters:
+            other = make_ifa().attention
+            assert other is not None
+            other.start_clusters(torch.cat([model.embedding.items.table[items], model.embedding.categories.table[categories]], dim=1))  # type: ignore[union-attr,index]
+            assert all(torch.equal(after[f"attention.{name}"], value) for name, value in other.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("feature_map", ["clusters", "elu1", "softmax"])
+def test_a_read_starts_in_the_candidates_terms(feature_map: str) -> None:
+    """Where all events are asked alike, O is their mean (of clusters, less by p = 1), in every layer, and W_O adds it to the candidate as it is."""
+    model, (history, candidates, _) = make_ifa(feature_map=feature_map), make_request()
+    for name, parameter in model.named_parameters():
+        if name in ("attention.keys", "attention.key_bias") or name.endswith("whole.queries.weight"):
+            parameter.zero_()
+    keys_BLD, mask_BL = model._keys(history)
+    n_B1, query_BCD = mask_BL.sum(1, keepdim=True), model.embedding.queries(candidates)
+    mean_B1D = (keys_BLD.sum(1) / n_B1.clamp(min=1)).unsqueeze(1).expand_as(query_BCD)
+    if feature_map == "clusters":  # φ(k) is 1 / F for each feature, and so is φ(q)ᵀ φ(k)
+        share_B1 = n_B1 / model.settings.features
+        mean_B1D = mean_B1D * (share_B1 / (share_B1 + 1)).unsqueeze(1)
+    for layer in model.layers:
+        layer.feed[-1].weight.zero_()  # type: ignore[index,union-attr]
+        layer.feed[-1].bias.zero_()  # type: ignore[index,union-attr]
+        layer.output.bias.zero_()  # type: ignore[union-attr]
+    read_BCD, x_BCD = model.read(history, query_BCD)
+    torch.testing.assert_close(read_BCD, mean_B1D, rtol=0, atol=1e-7)  # p was made in float32
+    torch.testing.assert_close(x_BCD, query_BCD + 2 * mean_B1D, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(("length", "candidates"), [(256, 48), (512, 48), (256, 96)])

@@ -242,6 +242,9 @@ def test_states_of_other_weights_are_refused() -> None:
             with torch.no_grad():
                 parameter.sub_(1e-3)
             model.load_state_dict(make_ifa().state_dict())
+    alike = [make_ifa(feature_map=feature_map) for feature_map in ("elu1", "relu")]  # the same weights, of other features
+    assert all(torch.equal(one, other) for one, other in zip(*(part.state_dict().values() for part in alike), strict=True))
+    assert alike[0].version() != alike[1].version()
     with pytest.raises(StateError, match="made by weights 0123; expected"):
         model.restore(flat_BS, "0123", expected=version)
     with pytest.raises(StateError, match=r"shape \(5, 64\); expected \[users, 65\]"):

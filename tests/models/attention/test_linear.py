@@ -1,6 +1,7 @@
 """Linear attention against the explicit one, pair by pair, and its start at clusters."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,6 +86,17 @@ def test_linear_equals_explicit(feature_map: str, half_life_days: float | None, 
                 read = attention.read(inputs[3], attention.state(*inputs[:3]), layer)
                 torch.testing.assert_close(read, slow_read(attention, inputs, layer), rtol=0, atol=1e-10)
             assert not read[0].any()
+
+
+@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
+def test_what_rounding_left_of_nobody_is_not_read(feature_map: str) -> None:
+    """Whoever has no events reads zeros because they have none, whatever their sums say."""
+    attention, inputs = make_attention(feature_map), random_inputs()
+    with torch.no_grad():
+        state = attention.state(*inputs[:3])
+        emptied = replace(state, events_B=state.events_B * (torch.arange(len(LENGTHS)) != 3))
+        assert attention.read(inputs[3], state, 1)[3].all()
+        assert not attention.read(inputs[3], emptied, 1)[3].any()
 
 
 @pytest.mark.parametrize("half_life_days", [None, 2.0])
@@ -202,6 +214,30 @@ def test_what_is_like_the_candidate_weighs_more_at_the_start(layer: int) -> None
     assert weights_6n[alike_6n].min() > 5 * weights_6n[~alike_6n].max()
     weights_6n, alike_6n = weights_of(started("elu1"), layer)
     assert weights_6n[alike_6n].sum() < 0.5 * weights_6n.sum()
+
+
+def test_clusters_start_at_half_the_squared_distance_over_the_variance() -> None:
+    """φ(x) = softmax_f(t (x · c_f / |x| - |c_f|² / 2) / v): with centres that differ in length."""
+    sizes: dict[str, Any] = {"heads": 2, "features": 5, "layers": 2, "temperature": 3.0}
+    x_nD, asked_mD = groups(noise=0.4)[0], groups(members=1, noise=0.4, seed=2)[0]
+    attention = LinearAttention(8, feature_map="clusters", **sizes).double()
+    attention.start_clusters(x_nD)
+    unit_nD, unit_mD = (x / (x.square().sum(1, keepdim=True) + 1e-6).sqrt() for x in (x_nD, asked_mD))
+    variance = (unit_nD - unit_nD.mean(0)).square().sum(1).mean()
+    mask_1n = torch.ones(1, len(x_nD), dtype=torch.bool)
+    for layer in (0, 1):
+        expected = []
+        for head in (0, 1):
+            centres_FD = cluster_centres(unit_nD, 5, seed=2 * layer + head)  # each head of each layer has its own
+            assert centres_FD.square().sum(1).std() > 0.02
+            of_n, of_m = (
+                torch.softmax(3.0 * (unit @ centres_FD.T - centres_FD.square().sum(1) / 2) / variance, dim=1) for unit in (unit_nD, unit_mD)
+            )
+            weights_mn = of_m @ of_n.T
+            expected.append(weights_mn / (weights_mn.sum(1, keepdim=True) + 1))
+        with torch.no_grad():
+            found_1mn = attention.weights(asked_mD.unsqueeze(0), x_nD.unsqueeze(0), mask_1n, mask_1n.long(), layer)
+        torch.testing.assert_close(found_1mn[0], sum(expected) / 2, rtol=0, atol=1e-9)  # type: ignore[arg-type]
 
 
 def test_few_alike_events_say_little() -> None:
