@@ -8,7 +8,17 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from longtrail.config import EventLogDataset, Model, MovieLensDataset, OpenBanditDataset, SASRecSettings, WorldDataset, load_config, parse_config
+from longtrail.config import (
+    EventLogDataset,
+    Model,
+    MovieLensDataset,
+    OpenBanditDataset,
+    SAMSettings,
+    SASRecSettings,
+    WorldDataset,
+    load_config,
+    parse_config,
+)
 from longtrail.config.judging import RANKING_METRICS
 from longtrail.errors import ConfigError
 from longtrail.metrics import ranking_contributions, retrieval_contributions
@@ -141,6 +151,13 @@ def test_settings_with_a_say_are_kept_and_may_be_written_out_whole(model: dict[s
     config = parse_config(changed("models.mine", model))
     assert parse_config(config.model_dump(mode="json")) == config
     build_model(config.models["mine"], Sizes(items=3, categories=2, actions=1))
+
+
+@pytest.mark.parametrize(("weights", "scale"), [("sigmoid", "sqrt"), ("scaled_sigmoid", "sqrt"), ("softmax", "none"), ("softmax_eps", "none")])
+def test_sam_scales_a_sum_of_behaviours_and_not_a_mean(weights: str, scale: str) -> None:
+    assert SAMSettings(attention_weights=weights).read_scale == scale  # type: ignore[arg-type]
+    config = parse_config(changed("models.mine", SAM | {"attention_weights": weights, "read_scale": "mean"}))
+    assert config.models["mine"].read_scale == "mean"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["../../../evil", "/tmp/evil", "..", ".hidden", "a/b", "a\\b", "a b", "din\n", "", "-din", "ü"])

@@ -1,7 +1,7 @@
 """Settings of the models that rank a candidate set."""
 
-from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -84,13 +84,22 @@ class SAMSettings(RankerSettings):
         "sigmoid", description="sigmoid: the released code; scaled_sigmoid: sigmoid(l / sqrt(D)); softmax_eps: exp(l - max) / (sum + 0.01)"
     )
     read_scale: Literal["none", "sqrt", "mean", "norm"] = Field(
-        "none", description="the read vector as it is (the released code), divided by sqrt(n) or 1 + sum of weights, or normalised to unit variance"
+        "sqrt",
+        description="none: the read vector as it is (the released code; the default of softmax weights, whose sum is a mean already); "
+        "sqrt: divided by sqrt(n); mean: by 1 + sum of weights; norm: to unit variance (all three ours)",
     )
     attention_init: Literal["zero", "log_length", "similarity"] = Field(
-        "zero",
+        "similarity",
         description="zero: the released code; log_length: the weights' bias starts at -log(max_history / 8), few at first; "
         "similarity: half the units start as q · k (both ours)",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_mean_is_not_scaled(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "read_scale" not in values and str(values.get("attention_weights")).startswith("softmax"):
+            return {**values, "read_scale": "none"}
+        return values
 
     def idle(self) -> Iterator[tuple[str, str]]:
         yield from super().idle()

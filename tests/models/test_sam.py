@@ -22,7 +22,8 @@ SHAPES = [(1, 1, 1), (1, 7, 3), (3, 1, 2), (2, 12, 1), (4, 9, 5)]
 def make_sam(**changes: Any) -> SAM:
     torch.manual_seed(1)
     settings = {"width": 3, "hidden": (8, 4), "max_history": 12, "attention_hidden": 5, "compression": 4} | changes
-    return SAM(SAMSettings(**settings), SIZES).double().eval()
+    released = {"read_scale": "none", "attention_init": "zero"}
+    return SAM(SAMSettings(**released | settings), SIZES).double().eval()
 
 
 def attention(model: SAM, i: int) -> AttentionPass:
