@@ -105,6 +105,40 @@ def test_bpr_factors_group_the_items_that_the_same_people_touch() -> None:
     assert np.array_equal(factors_NK, bpr_components(tastes(200, 80), 4, seed=0))
 
 
+def slow_bpr(matrix_UN: csr_matrix, components: int, *, seed: int, epochs: int, steps: int) -> np.ndarray:
+    """Pair by pair in float64, on the same draws: Adagrad steps down the mean of -log σ(⟨p_u, q_i - q_j⟩ + c_i - c_j) and .001 of all squares."""
+    draws, (users, items) = torch.Generator().manual_seed(seed), matrix_UN.shape
+    events = [(u, i) for u in range(users) for i in range(items) for _ in range(int(matrix_UN[u, i]))]
+    p, q = (((torch.rand(rows, components, generator=draws) - 0.5) / components).double() for rows in (users, items))
+    values = [p, q, torch.zeros(items).double()]
+    c, sums = values[2], [torch.zeros_like(x) for x in values]
+    for _ in range(epochs):
+        for batch in torch.randperm(len(events), generator=draws).split(max(1, len(events) // steps)):
+            slopes = [torch.zeros_like(x) for x in values]
+            drawn = torch.randint(len(events), (len(batch),), generator=draws).tolist()
+            for event, other in zip(batch.tolist(), drawn, strict=True):
+                (u, i), j = events[event], events[other][1]
+                pull = -torch.sigmoid(c[j] - c[i] - p[u] @ (q[i] - q[j]))
+                for x, row, slope in ((0, u, pull * (q[i] - q[j])), (1, i, pull * p[u]), (1, j, -pull * p[u]), (2, i, pull), (2, j, -pull)):
+                    slopes[x][row] += (slope + 2 * 0.001 * values[x][row]) / len(batch)
+            for x, total, slope in zip(values, sums, slopes, strict=True):
+                total += slope.square()
+                x -= 0.05 * slope / (total.sqrt() + 1e-10)
+    return q.numpy()
+
+
+def test_bpr_is_its_equation_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeats are samples of their own, negatives are drawn as often as the log has them, and the bias of an item is learnt but not handed out."""
+    assert (coding.BPR_EPOCHS, coding.BPR_RATE) == (20, 0.05)
+    monkeypatch.setattr(coding, "BPR_EPOCHS", 3)
+    monkeypatch.setattr(coding, "BPR_STEPS", 4)
+    matrix_UN = tastes(12, 9)
+    assert matrix_UN.max() > 1
+    found, wanted = bpr_components(matrix_UN, 2, seed=5), slow_bpr(matrix_UN, 2, seed=5, epochs=3, steps=4)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    assert np.abs(wanted).max() > 0.3
+
+
 def test_what_the_log_does_not_say_is_left_to_chance() -> None:
     nothing = csr_matrix((5, 30))
     assert svd_components(nothing, 4, seed=0).shape == bpr_components(nothing, 4, seed=0).shape == (30, 0)

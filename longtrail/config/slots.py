@@ -26,7 +26,7 @@ class RecJPQItemsSettings(Settings):
     composition: Literal["concat", "sum"] = Field(
         "concat", description="concat: pieces of width / splits, one after the other (the paper's); sum: pieces as wide as the item, added up (ours)"
     )
-    binary: bool = Field(False, description="svd, bpr: True counts a repeated interaction once (the paper's figure), False each time (its code)")
+    binary: bool = Field(False, description="svd, bpr: True counts repeated interactions once (the paper's figure), False each time (its code's SVD)")
 
     def idle(self) -> Iterator[tuple[str, str]]:
         if self.assignment == "random":

@@ -93,8 +93,8 @@ def svd_components(matrix_UN: csr_matrix, components: int, *, seed: int) -> Floa
 def bpr_components(matrix_UN: csr_matrix, components: int, *, seed: int) -> Floats:
     """[N, K]: item factors q of a matrix factorisation by BPR: -log σ(⟨p_u, q_i - q_j⟩ + c_i - c_j), j the item of another interaction.
 
-    A small one of our own: batches, Adagrad, a negative that may be one of the user's own. The item bias c takes up popularity and is dropped,
-    as in the paper's code. K is 0 where there is no interaction.
+    A small one of our own: batches, Adagrad, repeats that count each time, a negative that may be one of the user's own. The item bias c takes up
+    popularity and is dropped, as in the paper's code. K is 0 where there is no interaction.
     """
     users, items = matrix_UN.shape
     pairs = matrix_UN.tocoo()

@@ -96,6 +96,13 @@ def test_positions_count_from_the_newest_event() -> None:
     assert changed[1] == 0
 
 
+def test_the_mask_starts_as_large_as_what_stands_for_an_item() -> None:
+    """Items are read times √D: a mask of the table's own spread would be lost beside them."""
+    model = make_bert4rec(width=1024, blocks=1)
+    read = model.items.table[1:].detach() * 1024**0.5
+    assert model.mask.std().item() == pytest.approx(read.std().item(), rel=0.1)
+
+
 def test_the_mask_is_no_item() -> None:
     """Not one row more than the catalogue has, dense or RecJPQ; and the mask learns from cloze while the padding row does not."""
     model = make_bert4rec(dropout=0.0)

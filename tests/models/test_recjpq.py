@@ -113,6 +113,13 @@ def test_parameters_are_codes_times_width_whatever_the_splits_and_items(splits: 
         assert recjpq.codes.dtype == torch.uint8 and recjpq.codes.numel() == (items + 1) * splits
 
 
+@pytest.mark.parametrize("splits", [1, 8, 64])
+def test_first_vectors_have_the_spread_of_a_table(splits: int) -> None:
+    torch.manual_seed(0)
+    first = RecJPQItems(3000, 64, splits=splits, std=0.02).vectors()[1:]
+    assert first.std().item() == pytest.approx(0.02, rel=0.05) and abs(first.mean().item()) < 1e-3
+
+
 def test_one_split_tells_at_most_256_scores_apart() -> None:
     recjpq = layer(2000, 8, 1, 256)
     assert len(torch.unique(torch.randn(8) @ recjpq.vectors()[1:].T)) <= 256

@@ -110,27 +110,49 @@ def test_real_numbers_give_the_sums_in_the_order_of_the_splits() -> None:
     torch.testing.assert_close(PQIndex(codes_NM, centroids).topk(user_BD, 50)[1], dense, rtol=1e-4, atol=1e-4)
 
 
+def planned(table_MT: np.ndarray, width: int, batch: int, steepest: bool) -> tuple[list[int], np.ndarray]:
+    """(lists, bounds) of one user's whole plan, of lists that have a block each."""
+    splits = len(table_MT)
+    order, most = np.argsort(-table_MT[None, :, :width], axis=2), splits * width
+    lists, bounds, costs = np.zeros((1, most), np.int64), np.zeros((1, most + 1), np.float32), np.zeros((1, most + 1), np.int64)
+    counts, turns = np.zeros(1, np.int64), np.full((1, splits * CODES), 10**6, np.int32)
+    plan(table_MT.reshape(1, -1), order, np.arange(most + 1), 10**6, batch, steepest, lists, bounds, costs, counts, turns)
+    return lists[0, : counts[0]].tolist(), bounds[0, : counts[0] + 1]
+
+
 @pytest.mark.parametrize("steepest", [True, False])
 @pytest.mark.parametrize("batch", [1, 8, 256])
 def test_the_bound_of_a_plan_falls_and_bounds_what_is_left(steepest: bool, batch: int) -> None:
     rng = np.random.default_rng(3)
     splits, width = 4, 32
     codes_NM = rng.integers(0, width, size=(500, splits))
-    table = rng.standard_normal((1, splits, CODES)).astype(np.float32)
-    order = np.argsort(-table[:, :, :width], axis=2)
-    lists, bounds, costs = np.zeros((1, 128), np.int64), np.zeros((1, 129), np.float32), np.zeros((1, 129), np.int64)
-    counts, turns = np.zeros(1, np.int64), np.full((1, splits * CODES), 10**6, np.int32)
-    plan(table.reshape(1, -1), order, np.arange(129), 10**6, batch, steepest, lists, bounds, costs, counts, turns)
-    done = int(counts[0])
-    assert len(set(lists[0, :done])) == done and np.all(np.diff(bounds[0, : done + 1]) <= 0) and bounds[0, done] == -np.inf
+    table_MT = rng.standard_normal((splits, CODES)).astype(np.float32)
+    lists, bounds = planned(table_MT, width, batch, steepest)
+    done = len(lists)
+    assert len(set(lists)) == done and np.all(np.diff(bounds) <= 0) and bounds[done] == -np.inf
     scores = np.zeros(500, np.float32)
     for k in range(splits):
-        scores += table[0, k, codes_NM[:, k]]
+        scores += table_MT[k, codes_NM[:, k]]
     for r in range(done):
         met = np.zeros(500, bool)
-        for chosen in lists[0, :r]:
+        for chosen in lists[:r]:
             met |= codes_NM[:, chosen // width] == chosen % width
-        assert np.all(scores[~met] <= bounds[0, r])
+        assert np.all(scores[~met] <= bounds[r])
+
+
+@pytest.mark.parametrize("steepest", [True, False])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_which_split_a_plan_goes_on_with(steepest: bool, batch: int) -> None:
+    """The paper's: the one whose next sub-score is highest; steepest: the one whose sub-scores fall most within the batch. Until one is used up."""
+    splits, width = 4, 32
+    table_MT = np.random.default_rng(4).standard_normal((splits, CODES)).astype(np.float32)
+    falling_Mb, at, expected = -np.sort(-table_MT[:, :width], axis=1), [0] * splits, []
+    while max(at) < width:
+        left = [falling_Mb[k, min(at[k] + batch, width - 1)] if steepest else 0 for k in range(splits)]
+        k = int(np.argmax([falling_Mb[k, at[k]] - left[k] for k in range(splits)]))
+        expected += [k * width + int(j) for j in np.argsort(-table_MT[k, :width])[at[k] : at[k] + batch]]
+        at[k] += batch
+    assert planned(table_MT, width, batch, steepest)[0] == expected
 
 
 def test_pruning_visits_few_lists_where_scores_are_peaked_and_gives_up_where_they_are_flat() -> None:

@@ -313,6 +313,22 @@ def test_blocks_with_no_share_are_not_read() -> None:
     assert (chosen == -1).all()
 
 
+@pytest.mark.parametrize(("score", "read"), [(-970.0, True), (-1020.0, True), (-1024.0, False)])
+def test_a_block_is_weighed_against_nothing(score: float, read: bool) -> None:
+    """ "Nothing" has the score -1000: beside it a lone block at -1020 has a share of e^-20, one at -1024 less than 1e-10."""
+    ones = torch.ones(1, 4, 1, dtype=torch.float64)
+    chosen, shares = best_blocks(ones, score * ones[:, :2], 1, 2)
+    assert chosen[0, 2:, 0].tolist() == ([0, 0] if read else [-1, -1])
+    torch.testing.assert_close(shares[0, 2, 0], torch.tensor(score + 1000, dtype=torch.float64).sigmoid())
+
+
+@pytest.mark.parametrize(("gap", "chosen"), [(23.0, [0, 1]), (23.05, [0, -1])])
+def test_where_the_least_share_lies(gap: float, chosen: list[int]) -> None:
+    """e^-23 is 1.03e-10, e^-23.05 is 0.98e-10."""
+    keys = torch.tensor([0.0, -gap, 0.0], dtype=torch.float64).view(1, 3, 1)
+    assert best_blocks(torch.ones(1, 6, 1, dtype=torch.float64), keys, 2, 2)[0][0, 4].tolist() == chosen
+
+
 def test_made_from_settings() -> None:
     layer = make_attention(BlossomSettings(kv_heads=2), 32, 4, causal=False)
     assert isinstance(layer, BlossomAttention) and not layer.causal
