@@ -153,7 +153,7 @@ def test_settings_with_a_say_are_kept_and_may_be_written_out_whole(model: dict[s
     build_model(config.models["mine"], Sizes(items=3, categories=2, actions=1))
 
 
-@pytest.mark.parametrize(("weights", "scale"), [("sigmoid", "sqrt"), ("scaled_sigmoid", "sqrt"), ("softmax", "none"), ("softmax_eps", "none")])
+@pytest.mark.parametrize(("weights", "scale"), [("sigmoid", "norm"), ("scaled_sigmoid", "norm"), ("softmax", "none"), ("softmax_eps", "none")])
 def test_sam_scales_a_sum_of_behaviours_and_not_a_mean(weights: str, scale: str) -> None:
     assert SAMSettings(attention_weights=weights).read_scale == scale  # type: ignore[arg-type]
     config = parse_config(changed("models.mine", SAM | {"attention_weights": weights, "read_scale": "mean"}))

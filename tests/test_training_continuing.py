@@ -252,9 +252,9 @@ def test_settings_that_changed_are_named(features: FeatureSet) -> None:
         ("sasrec blossom", {"attention": BlossomSettings(selector="compressed", window=2)}, "window was 8, is 2"),
         ("din", {"attention_weights": "sigmoid"}, "attention_weights was 'linear', is 'sigmoid'"),
         ("ifa", {"feature_map": "relu", "prior_events": 2.0}, "feature_map was 'elu1', is 'relu'"),
-        ("sam recjpq", {"feedback": False, "read_scale": "sqrt", "listwise": 0.1}, "feedback was True, is False, read_scale was 'none', is 'sqrt'"),
+        ("sam recjpq", {"feedback": False, "read_scale": "sqrt", "listwise": 0.1}, "feedback was True, is False, read_scale was 'norm', is 'sqrt'"),
         ("gru4rec", {"learning_rate": 0.5, "loss": "bce", "max_history": 3, "dropout": 0.7}, None),
-        ("sam recjpq", {"attention_init": "similarity", "listwise": 0.1, "patience": 9}, None),
+        ("sam recjpq", {"attention_init": "zero", "listwise": 0.1, "patience": 9}, None),
     ],
 )
 def test_settings_that_give_weights_another_meaning_are_refused(

@@ -40,7 +40,7 @@ OTHERWISE: dict[str, list[tuple[dict[str, Any], str, Any]]] = {
     "DINSettings": [({}, "attention_hidden", [16]), ({}, "attention_weights", "softmax"), ({}, "attention_init", "similarity")],
     "SAMSettings": [
         ({}, "passes", 2), ({}, "attention_hidden", 4), ({}, "compression", 4), ({}, "feedback", False), ({}, "enhancement", 1),
-        ({}, "attention_weights", "scaled_sigmoid"), ({}, "read_scale", "mean"), ({}, "attention_init", "similarity"),
+        ({}, "attention_weights", "scaled_sigmoid"), ({}, "read_scale", "mean"), ({}, "attention_init", "zero"),
     ],
     "IFASettings": [
         ({}, "layers", 2), ({}, "heads", 2), ({}, "exact_heads", 2), ({}, "feature_map", "shares"), ({}, "features", 8), ({}, "prior_events", 3.0),

@@ -83,10 +83,10 @@ class SAMSettings(RankerSettings):
     attention_weights: Literal["sigmoid", "scaled_sigmoid", "softmax", "softmax_eps"] = Field(
         "sigmoid", description="sigmoid: the released code; scaled_sigmoid: sigmoid(l / sqrt(D)); softmax_eps: exp(l - max) / (sum + 0.01)"
     )
-    read_scale: Literal["none", "sqrt", "mean", "norm"] = Field(
-        "sqrt",
+    read_scale: Literal["none", "norm", "sqrt", "mean"] = Field(
+        "norm",
         description="none: the read vector as it is (the released code; the default of softmax weights, whose sum is a mean already); "
-        "sqrt: divided by sqrt(n); mean: by 1 + sum of weights; norm: to unit variance (all three ours)",
+        "norm: to unit variance; sqrt: divided by sqrt(n); mean: by 1 + sum of weights (all three ours)",
     )
     attention_init: Literal["zero", "log_length", "similarity"] = Field(
         "similarity",
