@@ -143,6 +143,12 @@ def card(kind: str, who: str, big: str, more: list[str]) -> str:
 def _truth_note(result: dict[str, Any]) -> str:
     title, logged = result["estimators"][result["estimator"]]["title"], result["logged"]
     note = f"Clicks per impression, estimated by the {title} estimator from one log. The log itself got {percent(logged['value'])} ({span(logged)})."
+    if "bandit" in result:
+        note = (
+            "These are not your site's click rates. The log does not say what else each list could have shown, and with which chance, so the "
+            "question is a made-up one: each policy chooses among items that a user really saw in the test period, and gets the click or the miss "
+            f"that the item had. Compare A's rate with B's, and with nothing else. {note.replace('one log. The log', 'a drawn log. That log')}"
+        )
     if "truth" not in result:
         return note
     return (

@@ -130,7 +130,7 @@ def how(result: dict[str, Any]) -> str:
         return f"Lists and clicks of the test period as they were logged, with the logger's propensities and the candidates of each list. {policies}"
     drawn = result["bandit"]
     return (
-        f"No propensities were logged, so a bandit problem was made: {drawn['requests']:,} requests, each with items that one user really rated in "
+        f"No propensities were logged, so a bandit problem was made: {drawn['requests']:,} requests, each with items that one user really saw in "
         f"the test period; a softmax logger (the incumbent's ranking, temperature {drawn['logger_temperature']:g}) showed one item, "
         f"{drawn['rounds']} independent times; the click is the real label. {policies}"
     )

@@ -26,6 +26,8 @@ def run(step: Callable[..., Any]) -> None:
     An error of the input's is one plain message and exit code 1; any other keeps its traceback.
     """
     os.environ.update(QUIET)
+    # Read by OpenMP when torch is first imported. Threads that spin while they wait take the cores from everybody, each other included.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))

@@ -92,8 +92,12 @@ def headline(evaluation: dict[str, Any]) -> str:
     latency = cost["latency_ms"]
     return (
         f"{evaluation['model']}: {name} {value}{interval} on the test split; "
-        f"one request takes {latency['p50']:.3g} ms (p99 {latency['p99']:.3g} ms); {cost['model_bytes']:,} bytes"
+        f"one request takes {milliseconds(latency['p50'])} (p99 {milliseconds(latency['p99'])}); {cost['model_bytes']:,} bytes"
     )
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def flat_metrics(evaluation: dict[str, Any]) -> dict[str, Any]:

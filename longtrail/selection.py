@@ -23,6 +23,7 @@ class Measured:
     high: float | None
     latency_ms_p99: float
     model_bytes: int
+    processor_ms_p99: float | None = None  # None in evaluations from before it was measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class Champion:
     latency_ms_p99: float
     model_bytes: int
     losers: tuple[Loser, ...]
+    processor_ms_p99: float | None = None
 
     def json(self) -> dict[str, Any]:
         return {**asdict(self), "losers": [asdict(loser) for loser in self.losers]}
@@ -95,6 +97,7 @@ def _measured(name: str, evaluation: Mapping[str, Any], metric: str) -> Measured
         found = evaluation["splits"]["valid"]["metrics"]
         cost = evaluation["cost"]
         latency, size = float(cost["latency_ms"]["p99"]), int(cost["model_bytes"])
+        processor = cost.get("processor_ms", {}).get("p99")
     except (KeyError, TypeError) as error:
         raise EvaluationError(f"evaluation of {name}: no field {error}; expected an evaluation.json") from None
     if metric not in found:
@@ -102,17 +105,33 @@ def _measured(name: str, evaluation: Mapping[str, Any], metric: str) -> Measured
     estimate = found[metric]
     if estimate["value"] is None:
         raise EvaluationError(f"{metric} of {name} on the validation split is undefined ({estimate.get('reason')}), so it cannot be compared")
-    return Measured(name=name, value=estimate["value"], low=estimate["low"], high=estimate["high"], latency_ms_p99=latency, model_bytes=size)
+    costs = {"latency_ms_p99": latency, "processor_ms_p99": processor, "model_bytes": size}
+    return Measured(name=name, value=estimate["value"], low=estimate["low"], high=estimate["high"], **costs)
 
 
 def _over_budget(model: Measured, settings: StageSelection) -> str | None:
     parts = []
     latency, budget = model.latency_ms_p99, settings.max_latency_ms
     if latency > budget:
-        parts.append(f"p99 latency {latency:.3g} ms is {latency - budget:.3g} ms over the budget of {budget:g} ms")
+        parts.append(f"p99 latency {_ms(latency)} ms is {_ms(latency - budget)} ms over the budget of {budget:g} ms{_held_up(model, budget)}")
     if model.model_bytes > settings.max_bytes:
         parts.append(f"{model.model_bytes:,} bytes are {model.model_bytes - settings.max_bytes:,.0f} over the budget of {settings.max_bytes:,.0f}")
     return " and ".join(parts) or None
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _held_up(model: Measured, budget: float) -> str:
+    """What to do where other work, and not the model, took the time."""
+    took = model.processor_ms_p99
+    if took is None or took > budget:
+        return ""
+    return (
+        f" (its processor time is {_ms(took)} ms: the machine was busy; measure again on an idle one: dvc repro -f -s evaluate@{model.name}, "
+        "or raise max_latency_ms)"
+    )
 
 
 def _lower(model: Measured, best: Measured, metric: str, is_incumbent: bool) -> str:
@@ -120,9 +139,8 @@ def _lower(model: Measured, best: Measured, metric: str, is_incumbent: bool) -> 
     if is_incumbent:
         verdict = f"the incumbent, never its own challenger; {metric} {model.value:.4f} against {best.value:.4f}"
     elif gap == 0:
-        verdict = (
-            f"{metric} {model.value:.4f} is equal, and its p99 latency is not lower ({model.latency_ms_p99:.3g} against {best.latency_ms_p99:.3g} ms)"
-        )
+        latencies = f"{_ms(model.latency_ms_p99)} against {_ms(best.latency_ms_p99)} ms"
+        verdict = f"{metric} {model.value:.4f} is equal, and its p99 latency is not lower ({latencies})"
     else:
         verdict = f"{metric} {model.value:.4f} is worse than {best.value:.4f} by {abs(best.value - model.value):.4f}"
     if model.low is None or model.high is None or best.low is None or best.high is None:

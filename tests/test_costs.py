@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from longtrail.costs import calmest_round
+from longtrail import costs
+from longtrail.config import EvaluationSettings
+from longtrail.costs import calmest_round, measure_cost
+from longtrail.errors import ModelError
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +47,26 @@ def test_time_is_shared_by_the_rounds() -> None:
     times = calmest_round(request, 100_000, seconds=0.8)
     assert 3 < len(times) < len(calls) < 1000
     assert time.perf_counter() - began < 20
+
+
+@pytest.mark.parametrize("said", [None, "ACTIVE"])
+def test_threads_wait_as_in_the_service_unless_the_environment_says_otherwise(said: str | None, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """With threads that spin, a request of IFA's took a second instead of 4 ms beside other work, and selection dropped the model for it."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", said)
+    seen: dict[str, str] = {}
+
+    def run(command: list[str], *, env: dict[str, str], **rest: object) -> subprocess.CompletedProcess[str]:
+        seen.update(env)
+        return subprocess.CompletedProcess(command, 1, stdout="", stderr="enough")
+
+    monkeypatch.setattr(costs.subprocess, "run", run)
+    for name in ("model.safetensors", "model.json"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ModelError, match="could not be timed: enough"):
+        measure_cost(tmp_path, EvaluationSettings())
+    assert seen["OMP_WAIT_POLICY"] == (said or "PASSIVE") and seen["PATH"] == os.environ["PATH"]
 
 
 # A parent that does what measure_cost does, and a child that says its name and never ends by itself.

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from longtrail.engines.duck_files import other_line_end
 from longtrail.errors import ConfigError, DatasetError, QuarantineError
 from longtrail.files import hash_path
 from longtrail.ingest import DUPLICATE_EVENT, DUPLICATE_IMPRESSION, ROW_GROUP, _blocks, rejected_file
@@ -373,9 +374,25 @@ def test_settings_that_need_each_other(tmp_path: Path, dataset: dict, key: str) 
         run(tmp_path, {"kind": "event_log", "source": str(tmp_path / "log.csv"), **dataset})
 
 
-def test_mixed_line_ends_are_an_error_that_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"log\.csv: cannot be read"):
-        run_csv(tmp_path, EVENTS.replace("\n", "\r\n", 2))
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (EVENTS.replace("\n", "\r\n", 2), "line 3 ends in LF, line 1 in CR LF"),
+        (EVENTS + "eve,3,1000000500,view,1\r\n", "line 5 ends in CR LF, line 1 in LF"),
+        (EVENTS.replace("view", "vi\rew", 1), "line 2 ends in CR, line 1 in LF"),
+    ],
+)
+def test_mixed_line_ends_are_an_error_that_names_the_line(tmp_path: Path, content: str, found: str) -> None:
+    with pytest.raises(DatasetError, match=rf"log\.csv: {found}, so the rows cannot be told apart; expected one kind"):
+        run_csv(tmp_path, content)
+
+
+def test_line_ends_are_told_apart_across_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"x" * ((1 << 20) - 1) + b"\r\n" + b"y\r\n")  # the first block ends between CR and LF
+    assert other_line_end(path) is None
+    path.write_bytes(path.read_bytes() + b"z\n")
+    assert str(other_line_end(path)).startswith("line 3 ends in LF, line 1 in CR LF")
 
 
 @pytest.mark.parametrize("name", ["log.csv.gz", "it's a [log]*?.csv", "log.txt"])

@@ -7,13 +7,17 @@ from longtrail.errors import EvaluationError
 from longtrail.selection import merit, select, select_champion
 
 
-def evaluation(stage, value, *, metric="gauc", half=0.01, p99=5.0, size=1000, reason=None):
+def evaluation(stage, value, *, metric="gauc", half=0.01, p99=5.0, processor=None, size=1000, reason=None):
     low, high = (None, None) if value is None or half is None else (value - half, value + half)
     estimate = {"value": value, "low": low, "high": high, **({"reason": reason} if reason else {})}
     return {
         "stage": stage,
         "splits": {"valid": {"metrics": {metric: estimate}}, "test": {"metrics": {metric: {"value": 0.0, "low": 0.0, "high": 0.0}}}},
-        "cost": {"latency_ms": {"p50": 1.0, "p99": p99}, "model_bytes": size},
+        "cost": {
+            "latency_ms": {"p50": 1.0, "p99": p99},
+            "model_bytes": size,
+            **({} if processor is None else {"processor_ms": {"p50": 1.0, "p99": processor}}),
+        },
     }
 
 
@@ -45,6 +49,19 @@ def test_the_best_on_validation_wins_and_the_reasons_are_said():
     assert said["fat_and_slow"] == "p99 latency 10 ms is 0.01 ms over the budget of 10 ms and 2,500 bytes are 500 over the budget of 2,000"
     assert said["near"].startswith("gauc 0.6900 is worse than 0.7000 by 0.0100; their intervals 0.6800–0.7000 and 0.6900–0.7100 overlap")
     assert said["popularity"].startswith("the incumbent") and said["popularity"].endswith("do not overlap")
+
+
+def test_a_model_that_others_held_up_is_told_from_a_slow_one():
+    found = {
+        "held_up": evaluation("ranking", 0.9, p99=1196.1, processor=3.9),
+        "slow": evaluation("ranking", 0.8, p99=1196.1, processor=317.0),
+        "din": evaluation("ranking", 0.7),
+    }
+    said = reasons(select_champion(found, "ranking", BUDGET))
+    over = "p99 latency 1,196 ms is 1,186 ms over the budget of 10 ms"
+    assert said["slow"] == over
+    assert said["held_up"].startswith(f"{over} (its processor time is 3.9 ms: the machine was busy; measure again on an idle one: ")
+    assert "dvc repro -f -s evaluate@held_up" in said["held_up"]
 
 
 def test_the_incumbent_never_wins():

@@ -14,7 +14,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from longtrail.config import IngestSettings
-from longtrail.engines.duck_files import bad_encoding, is_parquet, literal, quoted, select_parquet, select_text
+from longtrail.engines.duck_files import bad_encoding, is_parquet, literal, other_line_end, quoted, select_parquet, select_text
 from longtrail.engines.formats import CsvFormat
 from longtrail.engines.functions import DUCKDB, define
 from longtrail.errors import DatasetError
@@ -69,7 +69,7 @@ class DuckDBEngine:
             if is_parquet(path):
                 self._insert(key, shown, select_parquet(path, shown, columns, unit))
             else:
-                self._insert(key, shown, select_text(path, shown, columns, csv_format))
+                self._insert(key, shown, select_text(path, shown, columns, csv_format), text=None if csv_format.encoding == "utf-16" else path)
                 self._keep_rejects(key, shown, csv_format)
             total = self._one(f"SELECT count(*) FROM {quoted('raw_' + key)}")
             self.add_file(key, shown, rows, total - rows)
@@ -133,14 +133,16 @@ class DuckDBEngine:
     def _one(self, sql: str) -> int:
         return self._engine.con.execute(sql).fetchall()[0][0]
 
-    def _insert(self, key: str, shown: str, select: str) -> None:
+    def _insert(self, key: str, shown: str, select: str, *, text: Path | None = None) -> None:
+        """`text`: the CSV file that the rows come from, of whose line ends DuckDB says no more than that they brought it to an invalid state."""
         self.run("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans;")
         try:
             self.run(f"INSERT INTO {quoted('raw_' + key)} {select}")
         except duckdb.Error as error:
             if isinstance(error, duckdb.OutOfMemoryException):
                 raise
-            raise DatasetError(f"{shown}: cannot be read: {str(error).splitlines()[0]}") from None
+            reason = other_line_end(text) if text is not None and "state machine" in str(error) else None
+            raise DatasetError(f"{shown}: {reason or 'cannot be read: ' + str(error).splitlines()[0]}") from None
 
     def _keep_rejects(self, key: str, shown: str, layout: CsvFormat) -> None:
         """Move DuckDB's rejects of the file just read to ours: one row each, the first line of the file being row 1 after its header."""

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import gzip
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from longtrail.engines.formats import CsvFormat
 from longtrail.errors import DatasetError
 
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 _CODECS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1"}
 
 
@@ -111,6 +113,26 @@ def _header(path: Path, shown: str, layout: CsvFormat) -> list[str]:
     if layout.quote and len(layout.delimiter) == 1:
         return next(csv.reader([line], delimiter=layout.delimiter, quotechar=layout.quote), [])
     return line.split(layout.delimiter)
+
+
+def other_line_end(path: Path) -> str | None:
+    """Which line of a text file ends unlike its first, and how; None where all end alike. Line ends within quotes count too."""
+    spelt = {b"\n": "LF", b"\r\n": "CR LF", b"\r": "CR"}
+    first, line, kept = None, 1, b""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as content:
+        while block := content.read(1 << 20):
+            block, kept = kept + block, b""
+            if block.endswith(b"\r"):  # the other half may follow
+                block, kept = block[:-1], b"\r"
+            for end in _LINE_END.findall(block):
+                first = first or end
+                if end != first:
+                    return (
+                        f"line {line} ends in {spelt[end]}, line 1 in {spelt[first]}, so the rows cannot be told apart; "
+                        r"expected one kind of line end (sed 's/\r$//' FILE makes them LF)"
+                    )
+                line += 1
+    return None
 
 
 def bad_encoding(shown: str, layout: CsvFormat, why: str) -> DatasetError:

@@ -98,7 +98,8 @@ def test_bandit_conversion_of_the_same_log(built: Path, tmp_path: Path) -> None:
         estimate = result[side]["estimates"]["dr"]
         assert estimate["low"] < result[side]["truth"] < estimate["high"]
     assert compare(config, **_folders(built)) == result  # a function of its inputs
-    assert "bandit problem" in ab_report.html(result)
+    page = ab_report.html(result)
+    assert "bandit problem" in page and "not your site&#39;s click rates" in page and "a drawn log. That log itself got" in page
 
 
 def test_point_in_time_features_equal_those_of_training(built: Path) -> None:
