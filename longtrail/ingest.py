@@ -85,8 +85,12 @@ def _ingest(engine: Engine, raw: RawLog, settings: IngestSettings, out: Path, ta
     rejected = sum(reasons.values())
     if rejected > settings.max_quarantined_share * read or rejected == read:
         write_table(engine, _in_file_order(quarantine), QUARANTINE, rejected_file(tables))
-        raise QuarantineError(_too_many(raw, reasons, rejected, read, settings, rejected_file(tables)))
+        listed = _listed(reasons, _first_places(engine, quarantine))
+        raise QuarantineError(_too_many(raw, listed, rejected, read, settings, rejected_file(tables)))
+    _check_click_actions(engine, raw.events, checked)
     log.info("accepted %s rows, quarantined %s", f"{read - rejected:,}", f"{rejected:,}")
+    if rejected:
+        log.info("quarantined:\n%s", _listed(reasons, _first_places(engine, quarantine)))
     events = engine.create_view("events", coded.anti_join(repeated, "order"))
     counts = _write(engine, raw, events, user_codes, item_codes, out)
     write_table(engine, _in_file_order(quarantine), QUARANTINE, out / "quarantine.parquet")
@@ -101,6 +105,19 @@ def _check(engine: Engine, sources: Sequence[RawEvents]) -> tuple[ir.Table, list
         typed.append(rows.mutate(order=rows.order + number * SOURCE_ROWS))
         faults.append(found)
     return engine.create_table("checked", ibis.union(*typed) if len(typed) > 1 else typed[0]), faults
+
+
+def _check_click_actions(engine: Engine, sources: Sequence[RawEvents], checked: ir.Table) -> None:
+    """Actions that should be clicks and that no row has are a misspelling, or an action that was rare. Raises DatasetError where none is there."""
+    wanted = [action for source in sources if source.rules.click_from == "action" for action in source.rules.click_actions]
+    if not wanted:
+        return
+    there = engine.fetch(checked.filter(checked.fault == 0).select("action").distinct().order_by("action"))["action"].to_pylist()
+    if missing := [action for action in wanted if action not in there]:
+        message = f"dataset.click_actions: no row has the action {' or '.join(map(repr, missing))}; the log has {', '.join(map(repr, there))}"
+        if missing == wanted:
+            raise DatasetError(f"{message}; expected one of them, else nothing is a click")
+        log.warning("%s", message)
 
 
 def _quarantine(engine: Engine, sources: Sequence[RawEvents], checked: ir.Table, faults: list[list[Fault]], repeated: ir.Table) -> ir.Table:
@@ -201,9 +218,26 @@ def _names(files: Sequence[Path]) -> str:
     return ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
-def _too_many(raw: RawLog, reasons: dict[str, int], rejected: int, read: int, settings: IngestSettings, kept: Path) -> str:
-    listed = "\n".join(f"  - {n:,} × {reason}" for reason, n in sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])))
+def _first_places(engine: Engine, quarantine: ir.Table) -> dict[str, str]:
+    """Where the first row of each reason stands. Not what it holds, which may be about people."""
+    place = ibis.row_number().over(group_by="reason", order_by=["source", "file", "row"])
+    first = engine.fetch(quarantine.mutate(place=place).filter(lambda table: table.place == 0).select("reason", "file", "row", "field"))
+    return {
+        found["reason"]: f"{found['file']}, row {found['row']}{'' if found['field'] == 'row' else ', column ' + repr(found['field'])}"
+        for found in first.to_pylist()
+    }
+
+
+def _listed(reasons: dict[str, int], places: dict[str, str]) -> str:
+    ordered = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+    return "\n".join(f"  - {n:,} × {reason}; first: {places[reason]}" for reason, n in ordered)
+
+
+def _too_many(raw: RawLog, listed: str, rejected: int, read: int, settings: IngestSettings, kept: Path) -> str:
+    found, allowed = (f"{share:.1%}" for share in (rejected / read, settings.max_quarantined_share))
+    if found == allowed:
+        found, allowed = f"{rejected / read:.3%}", f"{settings.max_quarantined_share:.3%}"
     return (
-        f"{_names(raw.files)}: {rejected:,} of {read:,} rows were rejected ({rejected / read:.1%}), more than "
-        f"ingest.max_quarantined_share ({settings.max_quarantined_share:.1%}) allows; the rows are in {kept}:\n{listed}"
+        f"{_names(raw.files)}: {rejected:,} of {read:,} rows were rejected ({found}), more than "
+        f"ingest.max_quarantined_share ({allowed}) allows; the rows are in {kept}:\n{listed}"
     )

@@ -13,9 +13,10 @@ from components.summary import summarise
 from longtrail.config import load_config
 from longtrail.errors import LongtrailError
 from longtrail.files import atomic_file
-from pipelines.source import fingerprint
+from pipelines.source import listing
 
 FINGERPRINT = Path("var/source-fingerprint")
+TABLES = Path("build/tables")
 UP_TO_DATE = "Data and pipelines are up to date."
 
 
@@ -42,11 +43,13 @@ def local(params: Annotated[Path, typer.Option(help="settings")] = Path("params.
     """Run what is out of date of ingest, validate, build_features, train, evaluate, select, ab_test and package; then say what came out."""
     started = time.monotonic()
     config = load_config(params, whole=True)
-    source = getattr(config.dataset, "source", "")
-    now = fingerprint(source)
-    known = FINGERPRINT.read_text(encoding="utf-8") if FINGERPRINT.is_file() else ""
-    if known and now != known:
-        print(f"{source} has changed since the last run: reading it again", flush=True)
+    pinned = getattr(config.dataset, "repo", None) is not None  # then the files are known by the revision, which DVC sees
+    now = "" if pinned else listing(config.dataset)
+    known = FINGERPRINT.read_text(encoding="utf-8") if FINGERPRINT.is_file() else None
+    if now and now != known and TABLES.is_dir():
+        source = getattr(config.dataset, "source", config.dataset.kind)
+        how = "may have changed since `dvc repro` read it" if known is None else "has changed since the last run"
+        print(f"{source} {how}: reading it again", flush=True)
         repro("--force", "--single-item", "ingest")
     idle = repro()
     with atomic_file(FINGERPRINT) as aside:

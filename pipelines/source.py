@@ -41,6 +41,12 @@ def _remote(source: str) -> str:
     return "".join(f"{name}\t{size}\t{mark}\n" for name, size, mark in lines)
 
 
+def listing(dataset: Any) -> str:
+    """The fingerprints of all that `dataset` (the settings) reads: its source, and what else an event log names. Raises what `fingerprint` does."""
+    named = (getattr(dataset, name, None) for name in ("source", "events", "candidates"))
+    return "".join(fingerprint(value) for value in named if isinstance(value, str))
+
+
 def state(dataset: Any) -> str:
     """SHA-256 of what `dataset` (the settings) names now; equal as long as nothing was added or changed. Empty for data that cannot change.
 
@@ -52,6 +58,5 @@ def state(dataset: Any) -> str:
 
         listed = pinned_commit(repo, revision)
     else:
-        named = (getattr(dataset, name, None) for name in ("source", "events", "candidates"))
-        listed = "".join(fingerprint(value) for value in named if isinstance(value, str))
+        listed = listing(dataset)
     return hashlib.sha256(listed.encode()).hexdigest() if listed else ""

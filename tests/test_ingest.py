@@ -71,6 +71,14 @@ def test_clicks_from_actions_and_from_values(tmp_path: Path) -> None:
     assert table(tmp_path, "impressions")[["position", "click"]].values.tolist() == [[1, 1], [2, 0]]
 
 
+def test_click_actions_that_no_row_has_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = r"dataset\.click_actions: no row has the action 'by' or 'cart'; the log has 'buy', 'view'; expected one of them"
+    with pytest.raises(DatasetError, match=said):
+        run_csv(tmp_path, EVENTS, click_actions=["by", "cart"])
+    run_csv(tmp_path, EVENTS, click_actions=["cart", "buy"])
+    assert "no row has the action 'cart'; the log has 'buy', 'view'" in caplog.text
+
+
 def test_rows_are_sorted_by_time_then_availability_then_place_in_the_log(tmp_path: Path) -> None:
     text = "user,item,ts,written\na,1,1000000009,1000000009\n"
     text += "b,2,1000000001,1000000005\nc,3,1000000001,\nd,4,1000000001,1000000000\ne,5,1000000001,1000000005\n"
@@ -194,7 +202,7 @@ BAD_IMPRESSIONS = [
     ("u,1,1000000000,r9,1,,0.5,a", "click", "unknown label; expected 0 or 1"),
     ("u,1,1000000000,r9,1,yes,0.5,a", "click", "unknown label; expected 0 or 1"),
     ("u,1,1000000000,,1,0,0.5,a", "request", "missing request"),
-    ("u,1,1000000000,r9,0,0,0.5,a", "place", "position is not a whole number from 1"),
+    ("u,1,1000000000,r9,0,0,0.5,a", "place", "position 0; expected one from 1, or dataset.first_position: 0"),
     ("u,1,1000000000,r9,-1,0,0.5,a", "place", "position is not a whole number from 1"),
     ("u,1,1000000000,r9,1.5,0,0.5,a", "place", "position is not a whole number from 1"),
     ("u,1,1000000000,r9,99999999999,0,0.5,a", "place", "position is not a whole number from 1"),
@@ -247,12 +255,26 @@ def test_too_many_bad_rows_stop_the_pipeline(tmp_path: Path) -> None:
         run_csv(tmp_path, EVENTS + bad, settings={"max_quarantined_share": 0.4})
     message = str(error.value)
     assert f"{tmp_path / 'log.csv'}: 3 of 6 rows were rejected (50.0%), more than ingest.max_quarantined_share (40.0%)" in message
-    assert "2 × unparsable time; expected seconds since 1970" in message and "1 × missing item" in message
+    log = tmp_path / "log.csv"
+    assert f"2 × unparsable time; expected seconds since 1970; first: {log}, row 4, column 'ts'" in message
+    assert f"1 × missing item; first: {log}, row 6, column 'item'" in message
     assert str(rejected_file(tables)) in message
     assert pq.read_table(rejected_file(tables))["row"].to_pylist() == [4, 5, 6]
     assert hash_path(tables) == before  # what stood there stays
     run_csv(tmp_path, EVENTS + bad, settings={"max_quarantined_share": 0.5})
     assert not rejected_file(tables).exists()
+
+
+def test_shares_that_are_nearly_equal_are_told_apart(tmp_path: Path) -> None:
+    rows = "".join(f"x,1,{1_000_000_000 + second},view,1\n" for second in range(1500))
+    with pytest.raises(QuarantineError, match=r"2 of 1,501 rows were rejected \(0\.133%\), more than ingest\.max_quarantined_share \(0\.130%\)"):
+        run_csv(tmp_path, HEAD + rows.replace("x,1,1000000007", "x,,7", 1) + "x,1,never,view,1\n", settings={"max_quarantined_share": 0.0013})
+
+
+def test_what_was_quarantined_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="longtrail.ingest"):
+        run_csv(tmp_path, EVENTS + EVENTS.splitlines()[1] + "\n")
+    assert f"  - 1 × {DUPLICATE_EVENT}; first: {tmp_path / 'log.csv'}, row 4" in caplog.text
 
 
 def test_no_good_row_is_an_error_at_any_share(tmp_path: Path) -> None:

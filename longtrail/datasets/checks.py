@@ -114,6 +114,8 @@ def _faults(rows: ir.Table, raw: RawEvents) -> list[Fault]:
     if "request" in raw.names:
         fault("request", "missing request", rows.request.isnull())
     if "position" in raw.names:
+        if rules.first_position == 1:
+            fault("position", "position 0; expected one from 1, or dataset.first_position: 0", (rows.place == 0).fill_null(False))
         whole = (rows.place % 1 == 0) & rows.place.between(rules.first_position, 2**31 - 2)
         fault("position", f"position is not a whole number from {rules.first_position}", ~whole)
     if "propensity" in raw.names:
