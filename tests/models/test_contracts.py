@@ -206,11 +206,11 @@ def test_what_grows_with_the_data_says_so(settings: Any) -> None:
 
 
 class UnmaskedDecay(DIN):
-    """As one may write it first: half-lives of days over all places, those of padding too."""
+    """As one may write it first: a memory of a month over all places, those of padding too."""
 
     def forward(self, history: History, candidates: Candidates, context: Context) -> torch.Tensor:
-        days_BL = (context.times_B.unsqueeze(1) - history.times_BL).float() / 86_400_000_000
-        return super().forward(history, candidates, context) + (-days_BL).softmax(1).square().sum(1, keepdim=True)
+        months_BL = (context.times_B.unsqueeze(1) - history.times_BL).float() / (30 * 86_400_000_000)
+        return super().forward(history, candidates, context) + 0.01 * (-months_BL).softmax(1).square().sum(1, keepdim=True)
 
 
 def test_the_contracts_see_times_that_are_read_of_padding() -> None:
