@@ -59,7 +59,7 @@ def test_a_metric_that_no_cell_has_is_refused(metrics: str, message: str, tmp_pa
 
 
 def test_a_model_that_no_board_has_is_refused(board: Board) -> None:
-    with pytest.raises(ConfigError, match="--model sasrek: no model of mine; expected one of markov, "):
+    with pytest.raises(ConfigError, match="--model sasrek: no model of mine; expected one of popular_items, "):
         list(cells({"mine": board}, ["sasrek"], 1))
 
 
