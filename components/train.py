@@ -66,7 +66,7 @@ def train_model(
     # quarter of a training step; with huge pages, which most kernels give on request, it is free.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from longtrail.examples import FeatureSet  # torch takes seconds: --help and a bad params.yaml need not wait for it
-    from longtrail.models.store import CARD, LINEAGE, ModelCard, save_model
+    from longtrail.models.store import CARD, LINEAGE, save_model
     from longtrail.models.vocabulary import write_vocabulary
     from longtrail.training import is_main_process, train
 
@@ -92,9 +92,7 @@ def train_model(
     with atomic_directory(out) as folder:
         with learning_curves(folder / "dvclive") as report, _nothing_newer(previous, stopped):
             trained = train(feature_set, settings, name, config.training, report=report, **arguments)
-        card = ModelCard(
-            name=name, settings=settings, sizes=feature_set.sizes, actions=feature_set.actions, prior_click_rate=feature_set.prior_click_rate
-        )
+        card = trained.loaded(feature_set, name).card
         until = feature_set.meta["split"]["valid_from"]
         if previous is not None and trained.epochs and not trained.best_epoch:
             until = read_json(previous / LINEAGE).get("trained_until")  # what came since is still to be learnt from

@@ -24,6 +24,7 @@ from longtrail.config import EvaluationSettings, RetrievalSettings
 from longtrail.errors import ModelError
 from longtrail.examples import FeatureSet, RankingBatches, TargetBatches, seen_items
 from longtrail.examples.features import column
+from longtrail.models.contracts import Retriever, RowRetriever
 from longtrail.models.store import LoadedModel, check_fits
 from longtrail.retrieval.exact import exact_index
 from longtrail.retrieval.index import Exclusion, Index
@@ -127,7 +128,12 @@ def max_history(module: nn.Module) -> int:
 
 @torch.inference_mode()
 def predict_ranking(module: nn.Module, features: FeatureSet, split: str, *, device: torch.device | str = "cpu", batch_size: int = 256) -> RankingRows:
-    """Score every shown item of `split` within its request. Raises HistoryError where there is none, ModelError where a score is not a number."""
+    """Score every shown item of `split` within its request.
+
+    Raises HistoryError where there is none, ModelError where a score is not a number or the module is no ranker.
+    """
+    if isinstance(module, Retriever | RowRetriever):
+        raise ModelError(f"{type(module).__name__} is a retriever; expected a ranker, or predict_retrieval")
     table = features.examples(split)
     batches = RankingBatches(features, split, max_history=max_history(module), batch_size=batch_size)
     logits_n, requests_n = np.full(table.num_rows, np.nan), np.zeros(table.num_rows, np.int64)

@@ -238,3 +238,18 @@ def test_a_damaged_model_is_named(features, tmp_path):
         measure_cost(folder, SETTINGS)
     with pytest.raises(ModelError, match=r"model\.safetensors"):
         model_bytes(tmp_path)
+
+
+def test_what_is_asked_of_a_model_of_the_other_stage_is_refused(features):
+    with pytest.raises(ModelError, match="SASRec is a retriever; expected a ranker, or predict_retrieval"):
+        predict_ranking(toy_model(features, "sasrec").module, features, "test")
+    with pytest.raises(ModelError, match="DIN is no retriever; expected a model with user_vectors and item_vectors"):
+        predict_retrieval(toy_model(features, "din").module, features, "test", k=5)
+
+
+def test_what_was_trained_is_judged_with_no_file_between(features):
+    settings = toy_model(features, "din").card.settings.model_copy(update={"max_epochs": 1})
+    trained = train(features, settings, "din", TrainingSettings(accelerator="cpu", threads=1), data="d")
+    model = trained.loaded(features, "din")
+    assert model.module is trained.module and model.card == replace(toy_model(features, "din").card, settings=settings, name="din")
+    assert evaluate(model, features, "valid", SETTINGS).metrics["auc"].value == pytest.approx(trained.value)

@@ -334,6 +334,11 @@ def test_buckets(sizes: list[tuple[int, int]], batch_size: int, max_cells: int |
 # ---------------------------------------------------------------- what goes wrong
 
 
+def test_batches_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size is 0; expected at least 1"):
+        Buckets.make(np.array([3, 4]), batch_size=0)
+
+
 def test_errors_name_the_part(features: FeatureSet, tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match=r"features\.json: no such file; expected a features folder"):
         FeatureSet.open(tmp_path)

@@ -9,7 +9,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_recall, retrieval_reciprocal_rank
 
 from longtrail import metrics
-from longtrail.bootstrap import intervals, resample_counts, tail
+from longtrail.bootstrap import differences, intervals, resample_counts, tail
 
 
 def rows(seed: int, n: int, users: int, levels: int):
@@ -245,3 +245,34 @@ def test_calibration_curve_holds_every_row_once():
 def test_hit_rate_curve():
     curve = metrics.hit_rate_contributions(np.array([0, 1, 1, 2]), np.array([1, 0, 3, 30]), 50, 3)
     assert {k: c.value for k, c in curve.items()} == {1: 0.25, 2: 0.25, 5: 0.5, 10: 0.5, 20: 0.5, 50: 0.75}
+
+
+def test_a_paired_difference_is_that_of_the_same_resampled_users():
+    """Against a loop that draws users and repeats their rows; both models err on the same users, which cancels."""
+    rng = np.random.default_rng(3)
+    users, clicks = np.repeat(np.arange(60), 8), rng.integers(0, 2, 480)
+    hard_n = np.repeat(rng.normal(size=60) * 3, 8)
+    before_n = hard_n + rng.normal(size=480)
+    after_n = before_n + (clicks - 0.5) * 0.6
+    before, after = (metrics.ranking_contributions(users, users, clicks, scores_n, 60) for scores_n in (before_n, after_n))
+    found = differences(before, after, replicates=400, seed=5)
+    counts_RU = np.concatenate(list(resample_counts(60, 400, 5)))
+    losses = [metrics.row_log_losses(clicks, scores_n) for scores_n in (before_n, after_n)]
+    drawn_R = [counts_U[users] @ (losses[1] - losses[0]) / counts_U[users].sum() for counts_U in counts_RU]
+    assert found["log_loss"].value == pytest.approx(losses[1].mean() - losses[0].mean())
+    outside = tail(60, 0.95)
+    assert (found["log_loss"].low, found["log_loss"].high) == pytest.approx(tuple(np.quantile(drawn_R, [outside, 1 - outside])))
+    assert found["auc"].value == pytest.approx(metrics.auc(clicks, after_n) - metrics.auc(clicks, before_n))
+    alone = intervals(after, replicates=400, seed=5)["auc"]
+    assert found["auc"].high - found["auc"].low < 0.5 * (alone.high - alone.low)
+    same = differences(before, before, replicates=20)["gauc"]
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_a_difference_from_what_is_undefined_is_none_with_the_reason():
+    defined, undefined = (metrics.ranking_contributions(ONE, ONE, clicks, np.arange(4.0), 1) for clicks in (np.array([0, 1, 0, 1]), np.ones(4, int)))
+    found = differences(defined, undefined, replicates=10)
+    assert (found["auc"].value, found["auc"].reason) == (None, "clicks only")
+    assert found["log_loss"].value is not None and found["log_loss"].low is None
+    with pytest.raises(ValueError, match="auc: 1 users before, 2 after; expected the same users, numbered alike"):
+        differences(defined, metrics.ranking_contributions(ONE, ONE, np.array([0, 1, 0, 1]), np.arange(4.0), 2))

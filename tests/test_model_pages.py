@@ -36,7 +36,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("kind", sorted({kind for _, kind in MODELS}))
 def test_every_kind_has_a_page(kind: str) -> None:
-    text = (DOCS / "models" / f"{kind}.md").read_text(encoding="utf-8")
+    page = DOCS / "models" / f"{kind}.md"
+    assert page.exists(), f"docs/models/{kind}.md: no such page; expected one with {', '.join(PARTS)} and a picture of docs/images/models"
+    text = page.read_text(encoding="utf-8")
     assert f"(../images/models/{kind}.svg)" in text and f"`kind: {kind}`" in text
     assert all(part in text for part in PARTS), [part for part in PARTS if part not in text]
 

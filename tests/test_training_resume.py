@@ -132,7 +132,7 @@ def test_every_trained_kind_is_tried_with_all_that_may_stand_in_its_slots() -> N
         attentions = ATTENTIONS if kind in ("sasrec", "bert4rec") else (None,)
         for table, attention in itertools.product(TABLES, attentions):
             wanted.add((stage, kind, ("items", table), *([("attention", attention)] if attention else [])))
-    assert tried == wanted
+    assert tried == wanted, f"expected a line of NETWORKS for each: {sorted(wanted - tried)}; and none for {sorted(tried - wanted)}"
     slots = [slot for s in NETWORKS.values() for slot in (s.items, getattr(s, "attention", None), s)]
     assert {"concat", "sum"} <= {getattr(slot, "composition", None) for slot in slots}
     assert {"frozen", "straight_through", "compressed"} <= {getattr(slot, "selector", None) for slot in slots}

@@ -103,6 +103,8 @@ def test_every_setting_has_a_line() -> None:
     classes = {base for kind in RANKERS_AND_ENCODERS for base in kind.__mro__ if base.__module__.startswith("longtrail.config.")}
     classes |= {FullAttentionSettings, BlossomSettings, RecJPQItemsSettings}
     own = {cls.__name__: set(cls.__annotations__) - UNTRIED for cls in classes if set(cls.__annotations__) - UNTRIED}
+    untried = sorted(f"{name}.{setting}" for name in own for setting in own[name] - {setting for _, setting, _ in OTHERWISE.get(name, [])})
+    assert not untried, f"{untried}: expected a line in OTHERWISE, with another value than the default"
     assert own == {name: {setting for _, setting, _ in cases} for name, cases in OTHERWISE.items()}
 
 

@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from torch import nn
 
 from longtrail.config import DINSettings, MeanPoolingSettings, RecJPQItemsSettings, SAMSettings, SASRecSettings, SplitSettings
+from longtrail.errors import ModelError
 from longtrail.examples import FeatureSet, RankingBatches
 from longtrail.examples.features import column
 from longtrail.models.rankers.mean_pooling import MeanPooling
@@ -301,3 +303,8 @@ def test_a_ranker_of_any_kind_that_asks_for_a_start_is_given_one(features: Featu
     assert np.array_equal(items_n.numpy(), met_items(features, seed=5))
     assert np.array_equal(categories_n.numpy(), features.catalogue.categories[items_n.numpy()])
     assert spread == pytest.approx(0.3, rel=1e-3)  # that of start_items
+
+
+def test_a_ranker_with_nothing_to_start_is_named(features: FeatureSet) -> None:
+    with pytest.raises(ModelError, match=r"Linear has no embedding\.start_items; expected a BehaviourEmbedding there, or item_start: random"):
+        start(nn.Linear(2, 2), features, MeanPoolingSettings(width=4), seed=0)

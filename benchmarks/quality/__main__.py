@@ -45,14 +45,16 @@ def quality(
     results: Annotated[Path, typer.Option(help="the one JSON of all cells")] = Path("build/quality/quality.json"),
     page: Annotated[Path | None, typer.Option(help="a page in Markdown: its tables are renewed, and its images/quality/BOARD.svg")] = None,
 ) -> None:
-    """Train and judge what has not been yet, then print the tables."""
+    """Train and judge what has not been yet, then print the tables. Ends with status 1 where a cell failed."""
     boards = load_boards(board)
     missing = to_run(cells(boards, model, seeds), boards, work)
     until = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     log.info("%d cells to run", len(missing))
     (work / "logs").mkdir(parents=True, exist_ok=True)
+    failed = 0
     with ThreadPoolExecutor(workers) as pool:
         for done, (cell, code) in enumerate(pool.map(lambda c: (c, _run(c, until, data=data, work=work)), missing), start=1):
+            failed += bool(code)
             if code is not None:
                 log.info("%d/%d %s: %s", done, len(missing), cell.file, "done" if code == 0 else f"failed, see {_log(cell, work)}")
     everything = load_boards()
@@ -75,6 +77,9 @@ def quality(
                 save_picture(everything[name], rows[name], page.parent / picture)
     for name, chosen in boards.items():
         typer.echo(f"### {chosen.title}\n\n{chosen.about}\n\n{tables[name]}")
+    if failed:
+        log.error("%d of %d cells failed: see %s", failed, len(missing), work / "logs")
+        raise typer.Exit(1)
 
 
 def _run(cell: Cell, until: float, *, data: Path, work: Path) -> int | None:

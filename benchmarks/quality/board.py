@@ -10,13 +10,18 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from benchmarks.quality.drawn import VERSION
+from benchmarks.quality.sampled import NEGATIVES
 from longtrail.config import Dataset, Model, SplitSettings, TrainingSettings
 from longtrail.config.base import ModelName, Positive, Settings
+from longtrail.config.judging import RANKING_METRICS
 from longtrail.config.messages import explain
 from longtrail.config.reading import read_settings
 from longtrail.errors import ConfigError
 
 BOARDS = Path(__file__).parent / "boards"
+K = 10  # length of the lists that retrievers are judged by
+SAMPLED = tuple(f"uni{NEGATIVES}_{name}@{K}" for name in ("ndcg", "recall"))
+MEASURED = {"ranking": RANKING_METRICS, "retrieval": (f"ndcg@{K}", f"recall@{K}", "mrr", f"coverage@{K}", *SAMPLED)}  # what cell.py judges by
 
 
 class LongMemory(Settings):
@@ -99,11 +104,18 @@ def _load(path: Path) -> Board:
     for name in (board.baseline, *board.published, *board.pieces):
         if name not in board.models:
             raise ConfigError(f"{path}: {name!r} is not one of its models: {', '.join(board.models)}")
+    known = [name for stage in sorted({model.stage for model in board.models.values()}) for name in MEASURED[stage]]
+    for name in (*board.metrics, *(metric for figures in board.published.values() for metric in figures)):
+        if name not in known:
+            raise ConfigError(f"{path}: {name!r} is not measured; expected one of {', '.join(known)}")
     return board
 
 
 def cells(boards: dict[str, Board], models: list[str] | None, seeds: int) -> Iterator[Cell]:
-    """All cells in the order in which they should be run."""
+    """All cells in the order in which they should be run. Raises ConfigError for a name in `models` that no board has."""
+    known = list(dict.fromkeys(name for board in boards.values() for name in board.models))
+    if unknown := [name for name in models or [] if name not in known]:
+        raise ConfigError(f"--model {unknown[0]}: no model of {', '.join(boards)}; expected one of {', '.join(known)}")
     wanted = (Cell(seed, name, model) for name, board in boards.items() for model in board.models for seed in range(seeds))
     place = {(name, model): i for name, board in boards.items() for i, model in enumerate(board.models)}
     yield from sorted((c for c in wanted if not models or c.model in models), key=lambda c: (c.seed, place[c.board, c.model], c.board))

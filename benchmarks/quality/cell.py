@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.quality.board import Board, Cell, load_boards
+from benchmarks.quality.board import Board, Cell, K, load_boards
 from benchmarks.quality.prepare import features_digest, prepare
 from components.command import run
 from longtrail.commits import git_commit
@@ -81,14 +81,14 @@ def judge(model: Any, features: Any, board: Board) -> dict[str, float]:
     from benchmarks.quality.sampled import sampled_metrics
     from longtrail.evaluation import judge_ranking, judge_retrieval, predict_ranking, predict_retrieval
 
-    settings = EvaluationSettings(k=(10,), replicates=1)
+    settings = EvaluationSettings(k=(K,), replicates=1)
     if model.card.stage == "ranking":
         result = judge_ranking(predict_ranking(model.module, features, "test"), features, settings)
         sampled: dict[str, float] = {}
     else:
-        rows = predict_retrieval(model.module, features, "test", k=10)
+        rows = predict_retrieval(model.module, features, "test", k=K)
         result = judge_retrieval(rows, features, settings)
-        sampled = sampled_metrics(rows.ranks_n, rows.catalogue - rows.seen_n - 1, 10)
+        sampled = sampled_metrics(rows.ranks_n, rows.catalogue - rows.seen_n - 1, K)
     return {name: float(e.value) for name, e in result.metrics.items() if e.value is not None} | sampled
 
 

@@ -62,8 +62,7 @@ class TransformerSettings(EncoderSettings):
     def _heads_fit(self) -> "TransformerSettings":
         if self.width % self.heads:
             raise ValueError(f"width is {self.width}, heads is {self.heads}; expected a width that the heads divide")
-        rotates = isinstance(self.attention, BlossomSettings) or self.attention.positions == "rotary"
-        if rotates and self.width // self.heads % 2:
+        if self.attention.knows_order and self.width // self.heads % 2:
             raise ValueError(f"width is {self.width}, heads is {self.heads}; expected heads of an even width: rotary positions turn pairs of numbers")
         if isinstance(self.attention, BlossomSettings) and self.heads % self.attention.kv_heads:
             raise ValueError(f"heads is {self.heads}, attention.kv_heads is {self.attention.kv_heads}; expected kv_heads that divide the heads")

@@ -50,7 +50,21 @@ class WithItems(Settings):
         return self
 
 
-class FullAttentionSettings(Settings):
+class AttentionSlotSettings(Settings):
+    """What an encoder must know of the attention it is given, whichever that is: the class of a new one says so too."""
+
+    @property
+    def knows_order(self) -> bool:
+        """Whether it tells places apart by rotary positions, in heads of an even width; else its encoder has a table of max_history positions."""
+        return False
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether it is given a whole history, as one can be whose work does not grow with the square; else the newest max_history events."""
+        return False
+
+
+class FullAttentionSettings(AttentionSlotSettings):
     """Every event looks at every earlier one, or, in a bidirectional encoder, at every other."""
 
     kind: Literal["full"] = "full"
@@ -58,8 +72,12 @@ class FullAttentionSettings(Settings):
         "rotary", description="rotary: RoPE in each layer, as in blossom; learned: a table of max_history vectors (the encoders' papers)"
     )
 
+    @property
+    def knows_order(self) -> bool:
+        return self.positions == "rotary"
 
-class BlossomSettings(Settings):
+
+class BlossomSettings(AttentionSlotSettings):
     """BlossomRec (Ma et al., WWW 2026): the blocks that matter (long-term) and power-of-two distances (short-term), mixed by a learned gate."""
 
     kind: Literal["blossom"] = "blossom"
@@ -80,6 +98,14 @@ class BlossomSettings(Settings):
         if self.compression < self.stride:
             raise ValueError(f"compression {self.compression} must be at least stride {self.stride}: keys between windows would be in none")
         return self
+
+    @property
+    def knows_order(self) -> bool:
+        return True
+
+    @property
+    def reads_all(self) -> bool:
+        return True
 
 
 AttentionSettings = Annotated[FullAttentionSettings | BlossomSettings, Field(discriminator="kind")]

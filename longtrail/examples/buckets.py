@@ -27,8 +27,10 @@ class Buckets:
         `max_cells` padded candidates unless one example alone has more.
 
         Our choice: widths are first rounded up to a power of two, and a bucket holds about sqrt(number of batches) batches, 4 to 64: enough
-        to mix well, few enough that lengths in a bucket are alike.
+        to mix well, few enough that lengths in a bucket are alike. Raises ValueError for a batch size below 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         n = len(lengths_n)
         widths = np.ones(n, dtype=np.int64) if widths_n is None else np.asarray(widths_n)
         classes = np.ceil(np.log2(np.maximum(widths, 1))).astype(np.int64)

@@ -20,12 +20,28 @@ class _Batch:
         return replace(self, **moved)  # type: ignore[type-var]
 
 
+def _check_shapes(batch: Any, letters: Mapping[str, str]) -> None:
+    """Raises ValueError where a tensor of `batch` has not the dimensions that the end of its name tells, as large as those of the first that
+    has them, or holds ids, times or lengths that are not whole numbers. `letters`: of each tensor, by name."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, shape in letters.items():
+        value = getattr(batch, name)
+        if value.ndim != len(shape):
+            raise ValueError(f"{type(batch).__name__}.{name} is {list(value.shape)}; expected [{', '.join(shape)}]")
+        for letter, size in zip(shape, value.shape, strict=True):
+            known, first = sizes.setdefault(letter, (size, name))
+            if known != size:
+                raise ValueError(f"{type(batch).__name__}.{name} is {list(value.shape)}; expected {letter} = {known}, as in {first}")
+        if value.is_floating_point() and not name.startswith("statistics"):
+            raise ValueError(f"{type(batch).__name__}.{name} is {value.dtype}; expected torch.int64")
+
+
 @dataclass(frozen=True, kw_only=True)
 class History(_Batch):
     """What each user did, oldest first: `history.items_BL[b, :history.lengths_B[b]]`; zeros after it.
 
     L is at least 1: where nobody did anything, a place of padding stands. Raises ValueError for a width of 0, which recurrent and windowed models
-    have no form for.
+    have no form for, and for tensors whose shapes do not fit each other or which are not of whole numbers.
     """
 
     items_BL: Tensor  # int64 [B, L], dense item ids
@@ -35,26 +51,36 @@ class History(_Batch):
     lengths_B: Tensor  # int64 [B], 0..L
 
     def __post_init__(self) -> None:
+        _check_shapes(self, {"items_BL": "BL", "categories_BL": "BL", "actions_BL": "BL", "times_BL": "BL", "lengths_B": "B"})
         if self.items_BL.shape[1] == 0:
             raise ValueError(f"histories of {len(self.lengths_B)} users have no places; expected at least one, of padding where all are empty")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates(_Batch):
-    """The candidate set of each request: `candidates.items_BC[b, :candidates.lengths_B[b]]`; zeros after it."""
+    """The candidate set of each request: `candidates.items_BC[b, :candidates.lengths_B[b]]`; zeros after it.
+
+    Raises ValueError for tensors whose shapes do not fit each other, or whose ids or lengths are not whole numbers.
+    """
 
     items_BC: Tensor  # int64 [B, C]
     categories_BC: Tensor  # int64 [B, C]
     statistics_BCF: Tensor  # float32 [B, C, F], longtrail.statistics.item_features
     lengths_B: Tensor  # int64 [B]
 
+    def __post_init__(self) -> None:
+        _check_shapes(self, {"items_BC": "BC", "categories_BC": "BC", "statistics_BCF": "BCF", "lengths_B": "B"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context(_Batch):
-    """What is known of each request beside history and candidates."""
+    """What is known of each request beside history and candidates. Raises ValueError for tensors whose shapes do not fit each other."""
 
     statistics_BG: Tensor  # float32 [B, G], longtrail.statistics.user_features
     times_B: Tensor  # int64 [B], UTC microseconds: the request's own time
+
+    def __post_init__(self) -> None:
+        _check_shapes(self, {"statistics_BG": "BG", "times_B": "B"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,9 +96,15 @@ class Head(nn.Module):
             self.wide[ITEM_FEATURES + USER_CLICK_RATE] = 0.5
 
     def forward(self, parts: Sequence[Tensor], item_BCF: Tensor, user_BG: Tensor, mask_BC: Tensor) -> Tensor:
-        """`parts` are [B, C, *]; the statistics those of Candidates and Context. Logits are of the weights' dtype under autocast too."""
+        """`parts` are [B, C, *]; the statistics those of Candidates and Context. Logits are of the weights' dtype under autocast
+        too. Raises ValueError for another number of statistics."""
         B, C = mask_BC.shape
         dtype = self.norm.scale.dtype
+        if item_BCF.shape[-1] != ITEM_FEATURES or user_BG.shape[-1] != USER_FEATURES:
+            raise ValueError(
+                f"{item_BCF.shape[-1]} statistics of an item and {user_BG.shape[-1]} of a user; "
+                f"expected {ITEM_FEATURES} and {USER_FEATURES}, as longtrail.statistics makes them"
+            )
         statistics_BCS = torch.cat([item_BCF, user_BG.unsqueeze(1).expand(B, C, -1)], dim=-1).to(dtype)
         x_BCX = torch.cat([*(part.to(dtype) for part in parts), statistics_BCS], dim=-1)
         *deep, last = self.layers

@@ -1,4 +1,4 @@
-"""One table of names: (stage, kind) → class. A new model is one file, its settings in longtrail/config/ and one line here."""
+"""One table of names: (stage, kind) → class. A new model is a file, its settings in longtrail/config/ and a line here; a notebook may add its own."""
 
 from typing import Any
 
@@ -44,10 +44,14 @@ MODELS: dict[tuple[str, str], type[nn.Module]] = {
 def build_model(settings: Any, sizes: Sizes) -> nn.Module:
     """The model of `settings` (one of longtrail.config's model settings) with fresh weights from torch's global generator.
 
-    Raises ModelError for a kind that is not in the table.
+    Raises ModelError for a kind that is not in the table, and for a model that does not keep its settings, which whoever asks it reads
+    `max_history` of: without them it would be shown the newest event alone.
     """
     model = MODELS.get((settings.stage, settings.kind))
     if model is None:
         names = ", ".join(f"{stage} {kind}" for stage, kind in MODELS)
         raise ModelError(f"no {settings.stage} model of kind {settings.kind!r}; expected one of: {names}")
-    return model(settings, sizes)
+    built = model(settings, sizes)
+    if getattr(built, "settings", None) is not settings:
+        raise ModelError(f"{model.__name__} does not keep the settings it is made of; expected self.settings = settings in its __init__")
+    return built

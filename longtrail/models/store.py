@@ -14,7 +14,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from longtrail.config import Model
+from longtrail.config import Model, Settings
+from longtrail.config.messages import explain
 from longtrail.errors import ModelError
 from longtrail.files import atomic_directory, read_json, write_json
 from longtrail.models.contracts import SizedByData, Sizes
@@ -83,10 +84,13 @@ def load_card(folder: Path) -> ModelCard:
     return _card(Path(folder) / CARD)[0]
 
 
-def load_model(folder: Path) -> LoadedModel:
-    """Raises ModelError naming file and what differs where a file is missing or damaged, or weights and card do not fit."""
+def load_model(folder: Path, *, settings: type[Settings] | None = None) -> LoadedModel:
+    """`settings`: their class, for a kind of one's own that longtrail.config does not know; its model must be in registry.MODELS.
+
+    Raises ModelError naming file and what differs where a file is missing or damaged, or weights and card do not fit.
+    """
     folder = Path(folder)
-    card, expected = _card(folder / CARD)
+    card, expected = _card(folder / CARD, Model if settings is None else settings)
     tensors = _tensors(folder / WEIGHTS, expected)
     module = build_model(card.settings, card.sizes)
     if isinstance(module, SizedByData):
@@ -109,7 +113,8 @@ def check_fits(card: ModelCard, sizes: Sizes, actions: Sequence[str]) -> None:
             raise ModelError(f"model {card.name}: {held} {field}; the data has {given}: it was trained on other data")
 
 
-def _card(path: Path) -> tuple[ModelCard, dict[str, Any]]:
+def _card(path: Path, known: Any = Model) -> tuple[ModelCard, dict[str, Any]]:
+    """`known`: what settings may be, a class or a choice of classes."""
     try:
         document = read_json(path)
     except FileNotFoundError:
@@ -119,7 +124,7 @@ def _card(path: Path) -> tuple[ModelCard, dict[str, Any]]:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ModelError(f"{path}: format {document.get('format') if isinstance(document, dict) else None!r}; expected {FORMAT}")
     try:
-        settings = _SETTINGS.validate_python(_of_today(document["settings"]))
+        settings: Any = (_SETTINGS if known is Model else TypeAdapter(known)).validate_python(_of_today(document["settings"]))
         sizes = Sizes(**document["sizes"])
         card = ModelCard(
             name=str(document["name"]),
@@ -130,8 +135,7 @@ def _card(path: Path) -> tuple[ModelCard, dict[str, Any]]:
         )
         return card, {"sha256": str(document["weights"]["sha256"]), "bytes": int(document["weights"]["bytes"])}
     except PydanticError as error:
-        fields = "; ".join(f"settings.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ModelError(f"{path}: {fields}") from None
+        raise ModelError(f"{path}: {'; '.join(f'settings.{line}' for line in explain(error, known))}") from None
     except KeyError as error:
         raise ModelError(f"{path}: no field {error}") from None
     except (TypeError, ValueError) as error:

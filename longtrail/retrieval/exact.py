@@ -17,10 +17,12 @@ from longtrail.retrieval.sparse import SparseIndex
 
 def exact_index(module: nn.Module, settings: RetrievalSettings | None = None, *, threads: int = 1) -> Index:
     """An exact Index over the whole catalogue, to be asked with what `module.user_vectors` gives: its codes where its items are RecJPQ's, else its
-    item vectors; rows of scores where it has those. Raises ModelError where `settings.kind` does not fit."""
+    item vectors; rows of scores where it has those. Raises ModelError where `settings.kind` does not fit, or the module
+    is no retriever."""
     if isinstance(module, RowRetriever):
         return SparseIndex(module.score_rows())
-    assert isinstance(module, Retriever)
+    if not isinstance(module, Retriever):
+        raise ModelError(f"{type(module).__name__} is no retriever; expected a model with user_vectors and item_vectors")
     items = getattr(module, "items", None)
     return build_index(items if has_codes(items) else module.item_vectors().detach(), settings, threads=threads)
 

@@ -12,7 +12,7 @@ from longtrail.config import MarkovSettings, Model, PopularityRankerSettings, Po
 from longtrail.errors import ConfigError
 from longtrail.examples import FeatureSet, RankingBatches, SequenceBatches, TargetBatch, TargetBatches, seen_items
 from longtrail.models.registry import build_model
-from longtrail.models.store import LoadedModel, weights_hash
+from longtrail.models.store import LoadedModel, ModelCard, weights_hash
 from longtrail.retrieval.index import Exclusion
 from longtrail.training.averaging import WeightAverage
 from longtrail.training.checkpoints import Checkpoint, Progress, Row, fingerprint
@@ -65,6 +65,12 @@ class Trained:
         value = "unknown" if self.value is None else f"{self.value:.4f}"
         return f"valid {self.metric} {value}" + (f" at epoch {self.best_epoch} of {self.epochs}" if self.epochs else "")
 
+    def loaded(self, features: FeatureSet, name: str = "model") -> LoadedModel:
+        """The model with its card, as `evaluate` and `save_model` take it. `features`: those that it was trained on."""
+        settings: Any = self.module.settings
+        card = ModelCard(name=name, settings=settings, sizes=features.sizes, actions=features.actions, prior_click_rate=features.prior_click_rate)
+        return LoadedModel(module=self.module, card=card)
+
     @property
     def parameters(self) -> "Parameters":
         """How many the model has."""
@@ -93,7 +99,8 @@ def train(
     """Train the model that `settings` describe.
 
     `data` identifies the features (the hash of features.json). With `checkpoints`, an interrupted training of the same name, settings and data
-    is resumed from there, and on a CPU ends with bit-equal weights. `report` is called with each row of the curve, those of an earlier run
+    is resumed from there, and on a CPU ends with bit-equal weights. `ranking_metric` is what a ranker is stopped by: "auc" or "gauc", and "auc" for
+    any other. `report` is called with each row of the curve, those of an earlier run
     included. With `since` (UTC µs) only what happened from then on is learnt from; with `previous` training goes on from that model's weights,
     which learnt from an earlier state of the same log, and which are kept where no epoch is better on the validation split. Popularity and the
     Markov chain are counts of the training period. A retriever is judged as it will search: `exclude_seen` is that of RetrievalSettings.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 
 from longtrail.config import RankerSettings, RecJPQItemsSettings
+from longtrail.errors import ModelError
 from longtrail.examples import FeatureSet
 from longtrail.models.contracts import StartsAttention
 from longtrail.models.items.factory import item_slots
@@ -24,6 +25,8 @@ def start(module: Any, features: FeatureSet, settings: Any, *, seed: int, since:
 
     A ranker's are of events that tell neither the clicks of the newer half of what it learns from, which is from `since` (UTC µs) on
     (`unlabelled_until`), nor those held out (`before_held_out`). Not for a training that is resumed: its weights hold all of it.
+
+    Raises ModelError for a ranker without an `embedding` that can start.
     """
     items, until = getattr(settings, "items", None), None
     ranks = isinstance(settings, RankerSettings)
@@ -35,6 +38,8 @@ def start(module: Any, features: FeatureSet, settings: Any, *, seed: int, since:
         for slot in item_slots(module):
             slot.set_codes(torch.from_numpy(assigned.codes_NM), torch.from_numpy(assigned.levels_Mb))
     if ranks and settings.item_start == "cooccurrence":
+        if not hasattr(getattr(module, "embedding", None), "start_items"):
+            raise ModelError(f"{type(module).__name__} has no embedding.start_items; expected a BehaviourEmbedding there, or item_start: random")
         module.embedding.start_items(torch.from_numpy(cooccurrence_vectors(features, settings.width, seed=seed, until=until)))
     if isinstance(module, StartsAttention):
         items_n = met_items(features, seed=seed)

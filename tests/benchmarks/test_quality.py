@@ -1,12 +1,15 @@
 """The quality board: its files say what the code understands; expected sampled metrics are the average of drawn ones; a table makes nothing up."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
+from benchmarks.quality import __main__ as main_module
 from benchmarks.quality import board as boards_module
 from benchmarks.quality.board import Board, cells, load_boards
 from benchmarks.quality.picture import curves_by_length, save_picture
@@ -36,6 +39,44 @@ def test_pieces_of_a_step_leave_cells_as_they_are_and_name_models_of_the_board(t
     (tmp_path / "beauty-next-item.yaml").write_text(text + "\npieces: {sasrek: 4}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="'sasrek' is not one of its models"):
         load_boards()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ("metrics: [ndgc@10]", "'ndgc@10' is not measured; expected one of ndcg@10, recall@10, mrr, coverage@10, uni100_ndcg@10, uni100_recall@10"),
+        ("metrics: [ndcg@20]", "'ndcg@20' is not measured"),
+        ("metrics: [auc]", "'auc' is not measured"),
+        ("metrics: [mrr]\npublished: {markov: {hit@10: 0.1}}", "'hit@10' is not measured"),
+    ],
+)
+def test_a_metric_that_no_cell_has_is_refused(metrics: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boards_module, "BOARDS", tmp_path)
+    text = "title: t\nabout: a\ndataset: {kind: world}\nsplit: {}\nbaseline: markov\nmodels: {markov: {stage: retrieval, kind: markov}}\n"
+    (tmp_path / "mine.yaml").write_text(text + metrics, encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(f"mine.yaml: {message}")):
+        load_boards()
+
+
+def test_a_model_that_no_board_has_is_refused(board: Board) -> None:
+    with pytest.raises(ConfigError, match="--model sasrek: no model of mine; expected one of popular_items, "):
+        list(cells({"mine": board}, ["sasrek"], 1))
+
+
+@pytest.mark.parametrize("code", [0, 1, None])
+def test_a_failed_cell_is_a_failed_run(code: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None: no time was left for it."""
+    monkeypatch.setattr(main_module, "_run", lambda *_, **__: code)
+    arguments = {"board": ["beauty-next-item"], "model": ["markov"], "seeds": 1, "workers": 1, "minutes": None, "data": tmp_path, "page": None}
+
+    def run() -> None:
+        main_module.quality(**arguments, work=tmp_path / "work", results=tmp_path / "quality.json")  # type: ignore[arg-type]
+
+    if code == 1:
+        with pytest.raises(typer.Exit):
+            run()
+    else:
+        run()
 
 
 def test_the_expectation_is_the_mean_of_draws() -> None:

@@ -71,7 +71,7 @@ def make_windows(seed: int = 0, lengths: tuple[int, ...] = (1, 5, 9, 4), context
 
 
 def with_garbage(batch: Any, mask: Tensor) -> Any:
-    """Every padded place of a History or Candidates holds noise: ids that exist, huge ids, huge numbers."""
+    """Every padded place of a History or Candidates holds noise: ids that exist, huge ids, huge numbers, times of centuries away."""
     random = draws(99)
     changed = {}
     for field in fields(batch):
@@ -79,9 +79,9 @@ def with_garbage(batch: Any, mask: Tensor) -> Any:
         if field.name == "lengths_B":
             continue
         huge = torch.rand(value.shape, generator=random) < 0.5
-        noise = torch.where(huge, torch.randint(1, 10**6, value.shape, generator=random), torch.randint(1, 6, value.shape, generator=random)).to(
-            value.dtype
-        )
+        largest = 10**17 if field.name.startswith("times") else 10**6
+        noise = torch.where(huge, torch.randint(1, largest, value.shape, generator=random), torch.randint(1, 6, value.shape, generator=random))
+        noise = noise.to(value.dtype)
         changed[field.name] = torch.where(mask.view(*mask.shape, *[1] * (value.ndim - 2)), value, noise)
     return replace(batch, **changed)
 

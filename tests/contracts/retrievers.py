@@ -7,6 +7,7 @@ from torch import nn
 
 from longtrail.config import EncoderSettings
 from longtrail.losses import next_item_loss
+from longtrail.losses.next_item import LOSSES
 from longtrail.models.contracts import Pairs
 from longtrail.models.masks import padding_mask
 from tests.contracts.batches import SIZES, make_history, make_windows, rows, with_garbage, with_padding
@@ -136,8 +137,8 @@ def assert_gradients_reach_every_parameter(model: nn.Module) -> None:
 def assert_every_loss_trains(model: nn.Module) -> None:
     """A few steps of each loss bring a batch's targets up in the order of the catalogue: the pieces are wired with the right sign."""
     windows, start = make_windows(), {name: value.clone() for name, value in model.state_dict().items()}
-    for loss in ("softmax", "sampled_softmax", "gbce", "bce", "lambdarank"):
-        settings = EncoderSettings(loss=loss, negatives=8)
+    for loss in LOSSES:
+        settings = EncoderSettings.model_validate({"loss": loss, "negatives": 8})
         model.load_state_dict(start)
         optimiser = torch.optim.Adam(model.train().parameters(), lr=0.03)
         before = _mean_rank(model, windows)

@@ -1,11 +1,14 @@
 """Masks, tables, behaviour fields and the head's normalisation."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from longtrail.models.embedding import DECAYS, RECENT_EVENTS, BehaviourEmbedding
 from longtrail.models.head import Head, MaskedBatchNorm
@@ -13,7 +16,7 @@ from longtrail.models.items.dense import DenseItems
 from longtrail.models.masks import padding_mask
 from longtrail.models.order import events_at
 from longtrail.statistics import item_features, user_features
-from tests.contracts.batches import SIZES, make_candidates, make_history, with_garbage
+from tests.contracts.batches import SIZES, make_candidates, make_history, make_request, with_garbage
 
 
 def test_mask() -> None:
@@ -26,6 +29,31 @@ def test_a_history_has_a_place_at_least() -> None:
     assert history.items_BL.shape == (2, 1)
     with pytest.raises(ValueError, match="histories of 2 users have no places"):
         events_at(history, torch.zeros(2, 0, dtype=torch.int64), history.lengths_B)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "made", "message"),
+    [
+        (0, "categories_BL", lambda x: x[:, 1:], r"History.categories_BL is \[5, 8\]; expected L = 9, as in items_BL"),
+        (0, "lengths_B", lambda x: x[1:], r"History.lengths_B is \[4\]; expected B = 5, as in items_BL"),
+        (0, "items_BL", lambda x: x[0], r"History.items_BL is \[9\]; expected \[B, L\]"),
+        (0, "items_BL", lambda x: x.float(), "History.items_BL is torch.float32; expected torch.int64"),
+        (0, "times_BL", lambda x: x.double(), "History.times_BL is torch.float64; expected torch.int64"),
+        (1, "statistics_BCF", lambda x: x[..., 0], r"Candidates.statistics_BCF is \[5, 6\]; expected \[B, C, F\]"),
+        (1, "categories_BC", lambda x: x[:, :1], r"Candidates.categories_BC is \[5, 1\]; expected C = 6, as in items_BC"),
+        (2, "times_B", lambda x: x[:2], r"Context.times_B is \[2\]; expected B = 5, as in statistics_BG"),
+    ],
+)
+def test_a_batch_whose_tensors_do_not_fit_names_the_one(part: int, name: str, made: Callable[[Tensor], Tensor], message: str) -> None:
+    whole: Any = make_request()[part]
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        replace(whole, **{name: made(getattr(whole, name))})
+
+
+def test_statistics_of_another_number_are_named() -> None:
+    head = Head(2, (3,), 0.0)
+    with pytest.raises(ValueError, match=r"^2 statistics of an item and 3 of a user; expected 3 and 3, as longtrail\.statistics makes them$"):
+        head([torch.zeros(1, 4, 2)], torch.zeros(1, 4, 2), torch.zeros(1, 3), torch.ones(1, 4, dtype=torch.bool))
 
 
 def test_table() -> None:

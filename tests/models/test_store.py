@@ -2,18 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from longtrail.config import DINSettings, FullAttentionSettings, PopularityRankerSettings, SASRecSettings
+from longtrail.config import DINSettings, FullAttentionSettings, PopularityRankerSettings, RankerSettings, SASRecSettings
 from longtrail.errors import ModelError
 from longtrail.files import hash_path
 from longtrail.models.contracts import Sizes
-from longtrail.models.registry import build_model
+from longtrail.models.rankers.mean_pooling import MeanPooling
+from longtrail.models.registry import MODELS, build_model
 from longtrail.models.store import CARD, LINEAGE, WEIGHTS, check_fits, load_card, load_model, save_model
 from tests.contracts.batches import SIZES
 from tests.contracts.saving import ACTIONS, card_of
@@ -111,7 +112,7 @@ def test_card_without_a_field(folder: Path, field: str) -> None:
 
 def test_card_with_a_setting_of_the_future(folder: Path) -> None:
     edit(folder / CARD, settings=SETTINGS.model_dump(mode="json") | {"telepathy": True})
-    with pytest.raises(ModelError, match=r"model\.json: settings\.ranking\.din\.telepathy"):
+    with pytest.raises(ModelError, match=r"model\.json: settings\.telepathy: unknown key"):
         load_model(folder)
 
 
@@ -174,3 +175,38 @@ def test_an_unknown_kind_is_refused() -> None:
 
     with pytest.raises(ModelError, match=r"no ranking model of kind 'oracle'; expected one of: retrieval popularity, .*ranking sam"):
         build_model(Strange(), SIZES)
+
+
+class OwnSettings(RankerSettings):
+    """Of a model in somebody's notebook."""
+
+    kind: Literal["own"] = "own"
+    half_life: float = 3.0
+
+
+def test_a_kind_of_ones_own_is_saved_and_loaded_by_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, ("ranking", "own"), MeanPooling)
+    settings = OwnSettings(width=3, hidden=(4,), half_life=5.0)
+    model = build_model(settings, SIZES)
+    save_model(tmp_path / "own", model, card_of(settings), {})
+    with pytest.raises(ModelError, match=r"model\.json: settings\.kind: 'own' is no ranker; expected one of popularity, mean_pooling"):
+        load_model(tmp_path / "own")
+    loaded = load_model(tmp_path / "own", settings=OwnSettings)
+    assert loaded.card == card_of(settings)
+    assert all(torch.equal(tensor, loaded.module.state_dict()[name]) for name, tensor in model.state_dict().items())
+    edit(tmp_path / "own" / CARD, settings=settings.model_dump(mode="json") | {"half_lives": 3})
+    with pytest.raises(ModelError, match=r"model\.json: settings\.half_lives: unknown key; did you mean half_life\?"):
+        load_model(tmp_path / "own", settings=OwnSettings)
+
+
+def test_a_model_that_keeps_no_settings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation asks them for max_history, and without an answer shows a model one event."""
+
+    class Forgetful(MeanPooling):
+        def __init__(self, settings: Any, sizes: Sizes) -> None:
+            super().__init__(settings, sizes)
+            del self.settings
+
+    monkeypatch.setitem(MODELS, ("ranking", "own"), Forgetful)
+    with pytest.raises(ModelError, match=r"Forgetful does not keep the settings it is made of; expected self\.settings = settings in its __init__"):
+        build_model(OwnSettings(), SIZES)

@@ -4,7 +4,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from longtrail.config.slots import AttentionSettings, FullAttentionSettings
+from longtrail.config.slots import AttentionSettings, AttentionSlotSettings, BlossomSettings, FullAttentionSettings
+from longtrail.errors import ModelError
 from longtrail.models.attention.blossom import BlossomAttention
 from longtrail.models.attention.full import FullAttention
 
@@ -18,17 +19,20 @@ class SelfAttention(Protocol):
 
 
 def make_attention(settings: AttentionSettings, width: int, heads: int, *, causal: bool) -> nn.Module:
-    """A SelfAttention with fresh weights. Raises ValueError where the head counts do not divide the width."""
+    """A SelfAttention with fresh weights. Raises ValueError where the head counts do not divide the width, ModelError for settings that it
+    does not know."""
     if isinstance(settings, FullAttentionSettings):
         return FullAttention(width, heads, causal=causal, rotary=knows_order(settings))
-    return BlossomAttention(settings, width, heads, causal=causal)
+    if isinstance(settings, BlossomSettings):
+        return BlossomAttention(settings, width, heads, causal=causal)
+    raise ModelError(f"no attention of {type(settings).__name__}; expected it in make_attention ({__name__})")
 
 
-def knows_order(settings: AttentionSettings) -> bool:
+def knows_order(settings: AttentionSlotSettings) -> bool:
     """Whether the attention itself tells places apart (RoPE): its encoder then has no position table."""
-    return settings.kind == "blossom" or settings.positions == "rotary"
+    return settings.knows_order
 
 
-def reach_of(settings: AttentionSettings, max_history: int) -> int | None:
+def reach_of(settings: AttentionSlotSettings, max_history: int) -> int | None:
     """Events that an encoder reads of a history, None for all: full attention over a whole history would cost its square."""
-    return None if settings.kind == "blossom" else max_history
+    return None if settings.reads_all else max_history
