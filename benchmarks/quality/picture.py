@@ -18,7 +18,7 @@ LENGTHS = 3  # a model has at least so many to be a curve
 SIZE = (9.0, 3.6)  # inches, of two panels by length
 RANKED_WIDTH, LINE = 7.0, 0.24  # a model of a ranked picture takes a LINE of its height
 COLOURS = {  # the same on every board
-    **{"sam": "#1b6ca8", "ifa": "#d95f02", "din": "#2a9d5c", "mean_pooling": "#999999"},
+    **{"sam": "#1b6ca8", "sam_sqrt": "#8fbcdc", "ifa": "#d95f02", "din": "#2a9d5c", "mean_pooling": "#999999"},
     **{"twin": "#7b4fa3", "eta": "#c2a0d8", "sim": "#e08fb0", "dien": "#8c6d31", "sdim": "#c9a54e"},
 }
 
