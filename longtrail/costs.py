@@ -82,7 +82,7 @@ def measure_cost(folder: Path, settings: EvaluationSettings, retrieval: Retrieva
         "folder": str(folder),
         "requests": settings.latency_requests,
         "candidates": settings.latency_candidates,
-        "threads": settings.threads,
+        "threads": settings.latency_threads,
         "retrieval": (retrieval or RetrievalSettings()).model_dump(mode="json"),
     }
     with lifeline() as stdin:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from longtrail import costs
-from longtrail.config import EvaluationSettings
+from longtrail.config import EvaluationSettings, ServingSettings
 from longtrail.costs import calmest_round, measure_cost
 from longtrail.errors import ModelError
 
@@ -67,6 +67,11 @@ def test_threads_wait_as_in_the_service_unless_the_environment_says_otherwise(sa
     with pytest.raises(ModelError, match="could not be timed: enough"):
         measure_cost(tmp_path, EvaluationSettings())
     assert seen["OMP_WAIT_POLICY"] == (said or "PASSIVE") and seen["PATH"] == os.environ["PATH"]
+
+
+def test_a_request_is_timed_with_as_many_threads_as_the_service_has() -> None:
+    """Two that sleep and are woken for each of a small model's steps take thrice the time of one."""
+    assert EvaluationSettings().latency_threads == ServingSettings().threads
 
 
 # A parent that does what measure_cost does, and a child that says its name and never ends by itself.

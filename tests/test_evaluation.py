@@ -20,7 +20,7 @@ from longtrail.training import train
 from tests.models_of_toy import save_toy_model, toy_model
 from tests.toy import toy_features, toy_tables
 
-SETTINGS = EvaluationSettings(k=(5, 10), replicates=100, latency_requests=5, latency_candidates=20, threads=1)
+SETTINGS = EvaluationSettings(k=(5, 10), replicates=100, latency_requests=5, latency_candidates=20, latency_threads=2, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_cost_is_that_of_a_process_of_its_own(features, tmp_path, name):
     assert 0 < cost.processor_ms_p50 <= cost.processor_ms_p99
     assert 50e6 < cost.base_memory_bytes <= cost.peak_memory_bytes < peak_memory()
     assert cost.peak_memory_bytes < ballast.nbytes
-    assert (cost.history, cost.candidates, cost.requests) == (12, 20, 5)
+    assert (cost.history, cost.candidates, cost.requests, cost.threads) == (12, 20, 5, 2)
     assert cost.model_bytes == model_bytes(folder) == sum((folder / f).stat().st_size for f in ("model.safetensors", "model.json"))
 
 

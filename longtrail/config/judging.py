@@ -20,6 +20,7 @@ class EvaluationSettings(Settings):
     replicates: Positive = Field(1_000, description="bootstrap replicates, resampled by user")
     latency_requests: Positive = Field(100, description="requests that are timed, one by one")
     latency_candidates: Positive = Field(200, description="candidates a request ranks, and items a request retrieves")
+    latency_threads: Positive = Field(1, description="CPU threads of a timed request: as `serving.threads`, whose default this is")
     threads: Positive = Field(2, description="CPU threads")
 
 
